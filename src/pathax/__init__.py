@@ -1,0 +1,19 @@
+"""Differential equations and stochastic simulation in JAX.
+
+pathax joins the Diffrax / Equinox / Optax family: a path *is* a
+`diffrax.AbstractBrownianPath`, a model *is* an `equinox.Module`, and what works with
+those libraries (`jit`, `vmap`, `grad`, `SaveAt`, adjoints, sharding) works here.
+
+Folders:
+
+- `pathax.brownian`: one key gives a whole Brownian path with its time integrals.
+"""
+
+from importlib.metadata import version as _version
+
+from . import brownian as brownian
+
+
+__version__ = _version("pathax")
+
+__all__ = ["__version__", "brownian"]
