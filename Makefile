@@ -28,7 +28,7 @@ bench: $(VENV)/.stamp-bench ## run the quick Brownian benchmarks
 	$(PY) -m benchmarks brownian --fast
 
 docs: $(VENV)/.stamp-docs ## build the documentation into site/
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lint: $(VENV)/.stamp-dev $(VENV)/.stamp-test ## check style, formatting and types
 	$(PY) -m ruff check .
