@@ -61,12 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
     worker = getattr(config, "workerinput", None)
     if worker is not None:  # a process of pytest-xdist: take the controller's seed
         seed = worker["pathax_seed"]
-    elif config.getoption("--seed") is not None:
-        seed = config.getoption("--seed")
-    elif "PATHAX_TEST_SEED" in os.environ:
-        seed = int(os.environ["PATHAX_TEST_SEED"])
     else:
-        seed = secrets.randbits(31)
+        fallback = os.environ.get("PATHAX_TEST_SEED", secrets.randbits(31))
+        given = config.getoption("--seed")
+        seed = int(fallback) if given is None else given
     config.stash[_SEED] = seed
 
 

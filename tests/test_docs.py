@@ -77,7 +77,7 @@ def _has_head(doc: str, head: str) -> bool:
     return re.search(rf"^\*\*(?:{head})[:.]\*\*", doc, flags=re.MULTILINE) is not None
 
 
-@pytest.mark.parametrize(("folder", "name"), PUBLIC, ids=".".join)
+@pytest.mark.parametrize(("folder", "name"), PUBLIC, ids=map(".".join, PUBLIC))
 def test_public_names_are_documented(folder: str, name: str):
     obj = getattr(importlib.import_module(f"pathax.{folder}"), name)
     doc = inspect.cleandoc(obj.__doc__ or "")
