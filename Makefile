@@ -10,6 +10,7 @@ PY := $(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL: # one pip at a time works on the environment
 .PHONY: help demo test test-slow bench docs lint format clean
 
 help: ## show this list
