@@ -1,3 +1,21 @@
-"""Brownian paths with their time integrals, from one key."""
+"""Brownian paths: one key gives a whole path and its time integrals, exact in law.
 
-__all__: list[str] = []
+A path of order `N` is known through its Legendre moments
+`L_n = int_s^u P_n(2 (r - s) / (u - s) - 1) dW_r`, `n = 0..N`, over any interval. They are
+independent normal variables, and the increments `W`, `H` and `K` of high-order SDE
+solvers are multiples of the first three.
+"""
+
+from ._grid import GridPath as GridPath, step_times as step_times
+from ._levy import HigherOrderLevyArea as HigherOrderLevyArea
+from ._path import AbstractMomentPath as AbstractMomentPath
+from ._tree import VirtualBrownianTree as VirtualBrownianTree
+
+
+__all__ = [
+    "AbstractMomentPath",
+    "GridPath",
+    "HigherOrderLevyArea",
+    "VirtualBrownianTree",
+    "step_times",
+]

@@ -1,0 +1,138 @@
+"""From the expansion of an interval to values: draw the normals, sum them up.
+
+This is where the time goes for paths with many components, so the form depends on the
+size of the path. Small ones have the terms along the contiguous axis, padded to whole
+SIMD registers; large ones the components. Where even one query's noise is large, a loop
+over groups of terms keeps the memory at a small multiple of the answer's, and skips the
+groups that the interval does not need.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt32
+
+from ._noise import normals
+from ._query import Terms
+
+
+# Lanes of the widest SIMD registers in use (16 float32, AVX-512).
+LANES = 16
+
+# Elements of noise drawn at once; above it a query loops over groups of terms.
+_WIDE = 1 << 15
+
+
+def width(size: int, order: int) -> int:
+    """What the number of terms of each part of an expansion must be a multiple of."""
+    return LANES if size < LANES and order == 0 else 1
+
+
+def draw(
+    words: UInt32[Array, "2"],
+    nodes: tuple[UInt32[Array, " terms"], UInt32[Array, " terms"] | None],
+    rank: UInt32[Array, " terms"] | UInt32[np.ndarray, " terms"],
+    size: int,
+    dtype: np.dtype,
+    axis: int = 0,
+) -> Array:
+    """Normals number `rank size, ..., rank size + size - 1` of each node.
+
+    Returns `(terms, size)`, or `(size, terms)` for `axis=1`.
+    """
+    element = np.expand_dims(np.arange(size, dtype=np.uint32), axis)
+    rank = jnp.expand_dims(rank * np.uint32(size), 1 - axis)
+    low, high = (None if w is None else jnp.expand_dims(w, 1 - axis) for w in nodes)
+    return normals(words, (low, high), element + rank, dtype)
+
+
+def total(
+    terms: list[Terms],
+    words: UInt32[Array, "2"],
+    order: int,
+    size: int,
+    cache: Float[Array, "ranks nodes size"] | None,
+) -> Float[Array, "rows size"]:
+    """`Z[m] = sum_k coefficients[m, k] xi[k]` over all terms."""
+    parts = []
+    if size < LANES and cache is None and width(size, order) == 1:
+        terms = [_joined(terms)]
+    for term in terms:
+        if cache is not None:
+            cached = term.level < cache.shape[1].bit_length() - 1
+            if cached.any():
+                table = _select(term, cached)
+                xi = cache[table.rank, table.low]
+                parts.append(_weigh(table.coefficients, xi))
+            if cached.all():
+                continue
+            term = _select(term, ~cached)
+        parts.append(_draw_and_weigh(term, words, size))
+    return sum(parts[1:], start=parts[0])
+
+
+def _joined(terms: list[Terms]) -> Terms:
+    """All parts in one, padded to whole registers: one contraction instead of two.
+
+    Not worth it at order 0, where coefficients are so cheap that the compiler fuses them
+    into the sum.
+    """
+    extra = -sum(term.rank.size for term in terms) % LANES
+
+    def join(*parts):
+        kind = np if isinstance(parts[0], np.ndarray) else jnp
+        padding = kind.zeros((*parts[0].shape[:-1], extra), parts[0].dtype)
+        return kind.concatenate([*parts, padding], axis=-1)
+
+    return jax.tree.map(join, *terms)
+
+
+def _select(term: Terms, mask: np.ndarray) -> Terms:
+    return Terms(
+        term.coefficients[:, mask],
+        term.low[mask],
+        None if term.high is None else term.high[mask],
+        term.rank[mask],
+        term.used[mask],
+        term.level[mask],
+    )
+
+
+def _weigh(
+    coefficients: Float[Array, "rows terms"], xi: Float[Array, "terms size"]
+) -> Float[Array, "rows size"]:
+    return jnp.matmul(coefficients, xi, precision="highest")
+
+
+def _draw_and_weigh(
+    term: Terms, words: UInt32[Array, "2"], size: int
+) -> Float[Array, "rows size"]:
+    dtype = term.coefficients.dtype
+    nodes, count = (term.low, term.high), term.low.shape[0]
+    if size < LANES:
+        xi = draw(words, nodes, term.rank, size, dtype, axis=1)
+        return jnp.einsum("mk,ek->me", term.coefficients, xi, precision="highest")
+    group = max(1, _WIDE // size)
+    if group >= count:
+        return _weigh(term.coefficients, draw(words, nodes, term.rank, size, dtype))
+
+    groups = -(-count // group)
+
+    def grouped(x):
+        x = jnp.moveaxis(jnp.asarray(x), -1, 0)
+        x = jnp.pad(x, [(0, groups * group - count)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(groups, group, *x.shape[1:])
+
+    data = jax.tree.map(grouped, (term.coefficients, nodes, term.rank, term.used))
+
+    def step(accumulated, group_data):
+        coefficients, nodes, rank, used = group_data
+
+        def add(_):
+            xi = draw(words, nodes, rank, size, dtype)
+            return accumulated + _weigh(coefficients.T, xi)
+
+        return jax.lax.cond(jnp.any(used), add, lambda _: accumulated, None), None
+
+    start = jnp.zeros((term.coefficients.shape[0], size), dtype)
+    return jax.lax.scan(step, start, data)[0]
