@@ -1,0 +1,369 @@
+"""Timed cases of the Brownian subject: queries, solves, grids, and the floor.
+
+Both sides of every row get the same query times, shape, dtype, tolerance, class of
+increments and solver. Paths are built inside of the timed function unless the case says
+that they are stored.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._brownian_paths import AREAS, TREES, tree_maker
+from ._case import Case, Config, Contender
+
+
+HORIZON = 1.0
+SHAPES = ((), (10,), (1000,))
+BATCHES = (1, 1000)
+DEPTHS = (12, 20)
+STEP = 2.0**-9  # of a query, up to a factor of 3/2
+
+OVER_PEER = {"speedup": ("diffrax", "pathax")}
+
+
+def _name(shape: tuple[int, ...]) -> str:
+    return "(" + ",".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _over_batch(function: Callable, batch: int) -> Callable:
+    return function if batch == 1 else jax.vmap(function)
+
+
+def _intervals(batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random starts; lengths between 2/3 and 3/2 of `STEP`."""
+    rng = np.random.default_rng(seed)
+    length = STEP * np.exp(rng.uniform(-1, 1, batch) * np.log(1.5))
+    start = rng.uniform(0, HORIZON - length)
+    s, u = start.astype(np.float32), (start + length).astype(np.float32)
+    return (s[0], u[0]) if batch == 1 else (s, u)
+
+
+def _keys(batch: int, seed: int = 1) -> jax.Array:
+    key = jax.random.key(seed)
+    return key if batch == 1 else jax.random.split(key, batch)
+
+
+# One increment ----------------------------------------------------------------------
+
+
+def _query(
+    tree: str, area: str, shape: tuple[int, ...], batch: int, depth: int
+) -> Contender:
+    def make():
+        build = tree_maker(tree, area, shape, depth, horizon=HORIZON)
+
+        def query(key, s, u):
+            return build(key).evaluate(s, u, use_levy=True)
+
+        s, u = _intervals(batch)
+        arguments = (_keys(batch), jnp.asarray(s), jnp.asarray(u))
+        return _over_batch(query, batch), arguments
+
+    return Contender(tree, make)
+
+
+def _nothing(batch: int) -> Contender:
+    """What it costs to call any compiled function at all."""
+
+    def make():
+        s, u = _intervals(batch)
+        return lambda key, s, u: u - s, (_keys(batch), jnp.asarray(s), jnp.asarray(u))
+
+    return Contender("empty call", make)
+
+
+def query_case(area: str, shape: tuple[int, ...], batch: int, depth: int) -> Case:
+    """One increment over `[s, u]`, key and times traced, each batch element its own."""
+    elements = batch * int(np.prod(shape))
+    trees = tuple(_query(t, area, shape, batch, depth) for t in TREES)
+    return Case(
+        name=f"query/{area},shape={_name(shape)},batch={batch},tol=2^-{depth}",
+        parameters={
+            "area": area,
+            "shape": list(shape),
+            "batch": batch,
+            "tol": 2.0**-depth,
+            "step": STEP,
+            "dtype": "float32",
+        },
+        contenders=trees + ((_nothing(batch),) if batch == 1 else ()),
+        ratios=OVER_PEER,
+        rounds=7 if elements >= 10**6 else None,
+    )
+
+
+def query_cases(config: Config) -> list[Case]:
+    """36 cases; a fast run takes the half that has every shape, area, batch and tol."""
+    cases = []
+    for area in AREAS:
+        for shape in SHAPES:
+            for batch in BATCHES:
+                for depth in DEPTHS:
+                    odd = (batch == BATCHES[0]) == (depth == DEPTHS[0])
+                    if not (config.fast and odd):
+                        cases.append(query_case(area, shape, batch, depth))
+    return cases
+
+
+# Solves -----------------------------------------------------------------------------
+
+
+STEPS = 1000
+
+
+def _ornstein_uhlenbeck(path: diffrax.AbstractBrownianPath) -> diffrax.MultiTerm:
+    """`dX = -X dt + dW`."""
+    drift = diffrax.ODETerm(lambda t, y, args: -y)
+    noise = diffrax.ControlTerm(lambda t, y, args: jnp.ones_like(y), path)
+    return diffrax.MultiTerm(drift, noise)
+
+
+def _euler_solve(path: diffrax.AbstractBrownianPath, **stepping: Any) -> jax.Array:
+    solution = diffrax.diffeqsolve(
+        _ornstein_uhlenbeck(path),
+        diffrax.Euler(),
+        t0=0.0,
+        t1=HORIZON,
+        y0=jnp.ones(()),
+        saveat=diffrax.SaveAt(t1=True),
+        **stepping,
+    )
+    return solution.ys[0]
+
+
+def euler_case(batch: int) -> Case:
+    """1000 Euler steps through `diffeqsolve`, the tree queried at every step."""
+    depth = 12
+
+    def contender(tree):
+        def make():
+            build = tree_maker(tree, "W", (), depth, horizon=HORIZON)
+            solve = lambda key: _euler_solve(build(key), dt0=HORIZON / STEPS)
+            return _over_batch(solve, batch), (_keys(batch),)
+
+        return Contender(tree, make)
+
+    return Case(
+        name=f"solve/euler,batch={batch}",
+        parameters={"steps": STEPS, "batch": batch, "tol": 2.0**-depth},
+        contenders=tuple(contender(t) for t in TREES),
+        ratios=OVER_PEER,
+    )
+
+
+_RELAXATION = np.array([[-1.0, 0.3], [-0.3, -1.0]], np.float32)
+
+
+def _general_noise(path: diffrax.AbstractBrownianPath) -> diffrax.MultiTerm:
+    """Two components, two noises that do not commute."""
+
+    def diffusion(t, y, args):
+        x, v = y[0], y[1]
+        rows = [[0.3 * jnp.cos(v), 0.2 * x], [0.2 * v, 0.3 * jnp.sin(x)]]
+        return jnp.stack([jnp.stack(row) for row in rows])
+
+    def drift(t, y, args):
+        return jnp.asarray(_RELAXATION) @ y + 0.3 * jnp.sin(y[::-1])
+
+    control = diffrax.ControlTerm(diffusion, path)
+    return diffrax.MultiTerm(diffrax.ODETerm(drift), control)
+
+
+SPARK = {"rtol": 1e-3, "atol": 1e-3, "pcoeff": 0.1, "icoeff": 0.3, "dtmin": 2.0**-14}
+
+
+def _spark_solve(path: diffrax.AbstractBrownianPath) -> tuple[jax.Array, jax.Array]:
+    solution = diffrax.diffeqsolve(
+        _general_noise(path),
+        diffrax.SPaRK(),
+        t0=0.0,
+        t1=HORIZON,
+        dt0=0.01,
+        y0=jnp.array([1.0, 0.5], jnp.float32),
+        saveat=diffrax.SaveAt(t1=True),
+        stepsize_controller=diffrax.PIDController(**SPARK),
+        max_steps=2**15,
+    )
+    return solution.ys[0], solution.stats["num_steps"]
+
+
+def spark_case(batch: int) -> Case:
+    """Adaptive SPaRK. The paths differ, so the attempted steps may too: `work`.
+
+    A batch takes as long as its longest member.
+    """
+    depth = 15
+
+    def contender(tree):
+        def make():
+            build = tree_maker(tree, "W+H", (2,), depth, horizon=HORIZON)
+            solve = lambda key: _spark_solve(build(key))
+            return _over_batch(solve, batch), (_keys(batch),)
+
+        return Contender(tree, make, work=lambda out: np.max(np.asarray(out[1])))
+
+    return Case(
+        name=f"solve/spark,batch={batch}",
+        parameters={"batch": batch, "tol": 2.0**-depth, **SPARK},
+        contenders=tuple(contender(t) for t in TREES),
+        ratios=OVER_PEER,
+    )
+
+
+# Fixed grids ------------------------------------------------------------------------
+
+
+GRID = np.linspace(0.0, HORIZON, STEPS + 1).astype(np.float32)
+GRID_RATIOS = {"over scan": ("pathax", "scan"), "speedup": ("diffrax", "pathax")}
+
+
+def _on_grid(path: diffrax.AbstractBrownianPath) -> jax.Array:
+    return _euler_solve(
+        path, dt0=None, stepsize_controller=diffrax.StepTo(jnp.asarray(GRID))
+    )
+
+
+def _scan(noise: jax.Array) -> jax.Array:
+    """The same Euler steps, by hand."""
+
+    def step(y, inputs):
+        dt, dw = inputs
+        return y - y * dt + dw, None
+
+    return jax.lax.scan(step, jnp.ones(()), (jnp.asarray(np.diff(GRID)), noise))[0]
+
+
+def _grid_path(key: jax.Array):
+    return tree_maker("pathax", "W", (), 12, horizon=HORIZON)(key).on_grid(GRID)
+
+
+def _stored_paths(batch: int):
+    """Paths on the grid, and which of their leaves differ from path to path."""
+    if batch == 1:
+        return _grid_path(_keys(1)), None
+    some = [_grid_path(key) for key in _keys(2)]
+    same = lambda a, b: None if np.array_equal(a, b) else 0
+    raw = jax.tree.map(_raw, some, is_leaf=_is_key)
+    axes = jax.tree.map(same, *raw, is_leaf=_is_key)
+    paths = jax.vmap(_grid_path, out_axes=axes)(_keys(batch))
+    return paths, axes
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _raw(x: Any) -> Any:
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _stored_grid(batch: int) -> Contender:
+    def make():
+        paths, axes = _stored_paths(batch)
+        solve = _on_grid if batch == 1 else jax.vmap(_on_grid, in_axes=(axes,))
+        return solve, (paths,)
+
+    return Contender("pathax", make)
+
+
+def _stored_scan(batch: int) -> Contender:
+    def make():
+        shape = (STEPS,) if batch == 1 else (batch, STEPS)
+        noise = jax.random.normal(_keys(1), shape) * np.float32(STEPS**-0.5)
+        return _over_batch(_scan, batch), (noise,)
+
+    return Contender("scan", make)
+
+
+def _built(name: str, solve: Callable, batch: int) -> Contender:
+    return Contender(name, lambda: (_over_batch(solve, batch), (_keys(batch),)))
+
+
+def grid_case(stored: bool, batch: int) -> Case:
+    """Euler on a grid: noise laid out beforehand (stored), or in the timed function."""
+
+    def drawn_scan(key):
+        return _scan(jax.random.normal(key, (STEPS,)) * np.float32(STEPS**-0.5))
+
+    def diffrax_tree(key):
+        return _on_grid(tree_maker("diffrax", "W", (), 12, horizon=HORIZON)(key))
+
+    if stored:
+        first = (_stored_grid(batch), _stored_scan(batch))
+    else:
+        ours = lambda key: _on_grid(_grid_path(key))
+        first = (_built("pathax", ours, batch), _built("scan", drawn_scan, batch))
+    return Case(
+        name=f"grid/{'stored' if stored else 'built'},batch={batch}",
+        parameters={"steps": STEPS, "batch": batch, "stored": stored},
+        contenders=(*first, _built("diffrax", diffrax_tree, batch)),
+        ratios=GRID_RATIOS,
+    )
+
+
+# The floor --------------------------------------------------------------------------
+
+
+def _strictly_inside(time: float, level: int) -> set[int]:
+    """The node of this level that has the time in its interior, if any."""
+    place = time * 2.0**level
+    return set() if place == int(place) else {int(place)}
+
+
+def minimal_normals(depth: int, order: int, s: float, u: float) -> int:
+    """How many normals an element the increment over `[s, u]`, in `[0, 1]`, needs.
+
+    A node's innovations matter only if `s` or `u` is strictly inside of the node; so
+    this is `order + 1` times one (the root) plus the number of such nodes, leaves
+    included. Two times in one leaf need it split twice.
+    """
+    nodes = 1
+    for level in range(depth + 1):
+        first, second = _strictly_inside(s, level), _strictly_inside(u, level)
+        is_leaf = level == depth
+        nodes += len(first) + len(second) if is_leaf else len(first | second)
+    return (order + 1) * nodes
+
+
+def floor_case(area: str, batch: int) -> Case:
+    """A batched query of 1000 components beside one call that draws its normals."""
+    depth, size, order = 12, 1000, list(AREAS).index(area)
+    s, u = _intervals(batch)
+    pairs = zip(s.tolist(), u.tolist(), strict=True)
+    count = sum(minimal_normals(depth, order, a, b) for a, b in pairs)
+
+    def draw():
+        normals = lambda key: jax.random.normal(key, (count, size))
+        return normals, (_keys(1),)
+
+    return Case(
+        name=f"floor/{area},shape=({size},),batch={batch}",
+        parameters={
+            "area": area,
+            "batch": batch,
+            "tol": 2.0**-depth,
+            "normals": count * size,
+        },
+        contenders=(
+            _query("pathax", area, (size,), batch, depth),
+            Contender("jax.random.normal", draw),
+        ),
+        ratios={"over floor": ("pathax", "jax.random.normal")},
+        rounds=9 if batch >= 1000 else None,
+    )
+
+
+def speed_cases(config: Config) -> list[Case]:
+    """All timed cases."""
+    cases = query_cases(config)
+    for batch in (1, 100):
+        cases += [euler_case(batch), spark_case(batch)]
+        cases += [grid_case(True, batch), grid_case(False, batch)]
+    for area in AREAS:
+        cases += [floor_case(area, n) for n in ((100,) if config.fast else (100, 1000))]
+    return cases
