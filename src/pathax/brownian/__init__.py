@@ -6,6 +6,17 @@ independent normal variables, and the increments `W`, `H` and `K` of high-order 
 solvers are multiples of the first three.
 """
 
+from ._bridge import (
+    BrownianBridge as BrownianBridge,
+    condition as condition,
+    replay as replay,
+)
+from ._combine import (
+    CombinedPath as CombinedPath,
+    antithetic as antithetic,
+    correlate as correlate,
+    mix as mix,
+)
 from ._grid import GridPath as GridPath, step_times as step_times
 from ._levy import HigherOrderLevyArea as HigherOrderLevyArea
 from ._path import AbstractMomentPath as AbstractMomentPath
@@ -14,8 +25,15 @@ from ._tree import VirtualBrownianTree as VirtualBrownianTree
 
 __all__ = [
     "AbstractMomentPath",
+    "BrownianBridge",
+    "CombinedPath",
     "GridPath",
     "HigherOrderLevyArea",
     "VirtualBrownianTree",
+    "antithetic",
+    "condition",
+    "correlate",
+    "mix",
+    "replay",
     "step_times",
 ]

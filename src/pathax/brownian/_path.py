@@ -184,6 +184,31 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
             raise ValueError('`tail="moment"` and `key=...` go together.')
         return polynomial_area(self, t0, t1, terms, pieces, key)
 
+    def on_grid(self, ts: Array, *, span: int = 1, check: bool = True) -> "AbstractMomentPath":
+        """This path on a fixed grid, laid out once, looked up in constant time.
+
+        For fixed-step solves and save grids. The values are those of this path (to a few
+        units in the last place), so a solve on the grid has the same noise as an
+        adaptive one.
+
+        **Arguments:**
+
+        - `ts`: increasing times in `[t0, t1]`, shape `(n,)`, `n >= 2`. Use the times that
+          the solver takes: `diffrax.StepTo(ts)`, or
+          [`pathax.brownian.step_times`][] for `diffrax.ConstantStepSize`.
+        - `span`: the longest query, in grid steps (2 for `diffrax.HalfSolver` on a grid
+          that has the midpoints).
+        - `check`: raise when asked off the grid. `False` returns NaN instead, and keeps
+          the loop of the solve free of branches to the host.
+
+        **Returns:** a [`pathax.brownian.GridPath`][].
+
+        **Raises:** `ValueError` for grids that are not increasing or have one point.
+        """
+        from ._grid import GridPath  # which is such a path itself
+
+        return GridPath(self, ts, span=span, check=check)
+
     def _oriented(self, t0, t1, rows: int) -> tuple[PyTree[Array], Float[Array, ""]]:
         """Moments `L_n` from `t0` to `t1` and the signed length."""
         dtype = self.time_dtype()

@@ -342,3 +342,26 @@ def _blocks(
     used = (start < span) & (start + lengths > 0)
     level = np.full(rank.size, -1)
     return Terms(total, low, high, rank.astype(np.uint32), used, level)
+
+
+def chen_coefficients(
+    start: Float[Array, " pieces"],
+    length: Float[Array, " pieces"],
+    span: Float[Array, ""],
+    order: int,
+    rows: int,
+) -> Float[Array, "rows orders pieces"]:
+    """Chen's relation for many pieces: `Z[m] = sum c[m, q, p] Z_piece[q, p]`.
+
+    `Z` is over an interval of length `span`, pieces begin `start` after it begins.
+    """
+    dtype = span.dtype
+    powers = lg.power_coefficients(order).astype(dtype)
+    total = jnp.zeros((rows, order + 1, start.shape[0]), dtype)
+    for outer, inner, mass in zip(
+        *_overlap(start, length, span, order + 1), strict=True
+    ):
+        own = _horner([c[:, None] for c in powers], inner[None])
+        test = _horner(_basis(rows - 1, dtype), outer[None])
+        total = total + test[:, None] * (mass[None] * own)[None]
+    return total

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
-from ._grid import GridPath
 from ._inputs import (
     RealScalar,
     as_time,
@@ -127,7 +126,7 @@ class VirtualBrownianTree(AbstractMomentPath):
         cache_levels: int = 0,
     ):
         self.shape = check_shape(shape)
-        self.order = _check_order(order, levy_area)
+        self.order = check_order(order, levy_area)
         key = check_key(key)
         structs, treedef = jax.tree.flatten(self.shape)
         words = [key_words(key, i) for i in range(len(structs))]
@@ -158,7 +157,7 @@ class VirtualBrownianTree(AbstractMomentPath):
         high = None if self._geometry.depth <= 30 else jnp.zeros_like(low)
 
         def table(words, struct):
-            size, dtype = _size(struct), compute_dtype(struct.dtype)
+            size, dtype = element_count(struct), compute_dtype(struct.dtype)
             return draw(words, (low, high), rank, size, dtype).reshape(*shape, size)
 
         return jax.tree.map(table, self.key, self.shape)
@@ -183,7 +182,7 @@ class VirtualBrownianTree(AbstractMomentPath):
 
         def leaf(words, struct, cache):
             z = total(
-                expansions[self._kind(struct)], words, self.order, _size(struct), cache
+                expansions[self._kind(struct)], words, self.order, element_count(struct), cache
             )
             if jnp.issubdtype(struct.dtype, jnp.complexfloating):
                 real, imaginary = jnp.split(z, 2, axis=1)
@@ -200,7 +199,7 @@ class VirtualBrownianTree(AbstractMomentPath):
 
     def _kind(self, struct: jax.ShapeDtypeStruct) -> tuple[np.dtype, int]:
         """What the expansion of an interval depends on: dtype and padding."""
-        return compute_dtype(struct.dtype), width(_size(struct), self.order)
+        return compute_dtype(struct.dtype), width(element_count(struct), self.order)
 
     def _locate(self, s: Array, u: Array) -> tuple[Position, Position]:
         """Both times in leaves, after the check that they are in range."""
@@ -230,39 +229,18 @@ class VirtualBrownianTree(AbstractMomentPath):
 
         return position(first), position(second)
 
-    def on_grid(self, ts: Array, *, span: int = 1, check: bool = True) -> GridPath:
-        """This path on a fixed grid, laid out once, looked up in constant time.
-
-        For fixed-step solves and save grids. The values are those of the tree (to a few
-        units in the last place), so a solve on the grid has the same noise as an
-        adaptive one on the tree.
-
-        **Arguments:**
-
-        - `ts`: increasing times in `[t0, t1]`, shape `(n,)`, `n >= 2`. Use the times that
-          the solver takes: `diffrax.StepTo(ts)`, or
-          [`pathax.brownian.step_times`][] for `diffrax.ConstantStepSize`.
-        - `span`: the longest query, in grid steps (2 for `diffrax.HalfSolver` on a grid
-          that has the midpoints).
-        - `check`: raise when asked off the grid. `False` returns NaN instead, and keeps
-          the loop of the solve free of branches to the host.
-
-        **Returns:** a [`pathax.brownian.GridPath`][].
-
-        **Raises:** `ValueError` for grids that are not increasing or have one point.
-        """
-        return GridPath(self, ts, span=span, check=check)
-
 
 VirtualBrownianTree.__module__ = "pathax.brownian"
 
 
-def _size(struct: jax.ShapeDtypeStruct) -> int:
+def element_count(struct: jax.ShapeDtypeStruct) -> int:
+    """How many real numbers an array of this shape and dtype has."""
     is_complex = jnp.issubdtype(struct.dtype, jnp.complexfloating)
     return math.prod(struct.shape) * (2 if is_complex else 1)
 
 
-def _check_order(order: int | None, levy_area: type) -> int:
+def check_order(order: int | None, levy_area: type) -> int:
+    """The order that is asked for by number or by class of increments."""
     needed = order_of(levy_area)
     if order is None:
         return needed
@@ -297,16 +275,8 @@ def _check_cache(cache_levels: int, geometry: Geometry) -> int:
 def _plan(
     t0: Any, t1: Any, tol: Any, dtype: np.dtype
 ) -> tuple[Geometry, RealScalar | None]:
-    """How deep the tree must be, or what is wrong with the tolerance."""
-    finest = np.finfo(dtype).nmant
-    step = None if tol is None else concrete(tol)
-    if tol is not None and step is None:
-        raise ValueError(
-            "`tol` must be a number: it sets the depth of the tree, which is static. It "
-            "was traced; pass it as a Python float, or `tol=None` for the finest."
-        )
-    if step is not None and not (math.isfinite(step) and step > 0):
-        raise ValueError(f"`tol` must be positive and finite; got {step}.")
+    """How deep the tree must be, and the length of a leaf if there is no end."""
+    step = None if tol is None else check_tolerance(tol)
     if t1 is None:
         if step is None:
             raise ValueError(
@@ -314,10 +284,9 @@ def _plan(
                 "be half of the smallest step."
             )
         return Geometry(30 if dtype.itemsize < 8 else 52, unbounded=True), step
-
     start, end = concrete(t0), concrete(t1)
     if start is None or end is None:
-        return Geometry(finest, unbounded=False), None
+        return Geometry(np.finfo(dtype).nmant, unbounded=False), None
     if not (math.isfinite(start) and math.isfinite(end)):
         raise ValueError(
             f"`t0` and `t1` must be finite; got {start} and {end}. Write `t1=None` for a "
@@ -328,22 +297,37 @@ def _plan(
     length = end - start
     resolution = float(np.finfo(dtype).eps) * max(abs(start), abs(end), length)
     if step is None:
-        return Geometry(_depth(length, resolution, math.floor), unbounded=False), None
+        return Geometry(int(math.log2(length / resolution)), unbounded=False), None
     if step < resolution * (1 - _SLACK):
         raise ValueError(
             f"`tol` must be at least {resolution:.3g}, the spacing of {dtype.name} times "
             f"in [{start}, {end}]; got {step}. Write `tol={resolution:.6g}` or `tol=None`"
             + ("." if dtype.itemsize == 8 else ", or use float64 times.")
         )
+    return Geometry(depth_for(length, step), unbounded=False), None
+
+
+def check_tolerance(tol: Any) -> float:
+    """A positive number."""
+    step = concrete(tol)
+    if step is None:
+        raise ValueError(
+            "`tol` must be a number: it sets the depth of the tree, which is static. It "
+            "was traced; pass it as a Python float, or `tol=None` for the finest."
+        )
+    if not (math.isfinite(step) and step > 0):
+        raise ValueError(f"`tol` must be positive and finite; got {step}.")
+    return step
+
+
+def depth_for(length: float, tol: Any) -> int:
+    """How many levels make the leaves of a tree on an interval as short as `tol`."""
+    step = check_tolerance(tol)
     if step > length * (1 + _SLACK):
         raise ValueError(
-            f"`tol` must be at most `t1 - t0 = {length}`; got {step}. Write "
-            f"`tol={length}` for a tree of a single leaf."
+            f"`tol` must be at most the length of the interval, {length}; got {step}. "
+            f"Write `tol={length}` for a tree of a single leaf."
         )
-    return Geometry(_depth(length, step, math.ceil), unbounded=False), None
-
-
-def _depth(length: float, step: float, rounding: Any) -> int:
     exact = math.log2(length / step)
     nearest = round(exact)
-    return nearest if abs(exact - nearest) < _SLACK else max(0, rounding(exact))
+    return nearest if abs(exact - nearest) < _SLACK else math.ceil(exact)
