@@ -93,6 +93,7 @@ def query_case(area: str, shape: tuple[int, ...], batch: int, depth: int) -> Cas
         },
         contenders=trees + ((_nothing(batch),) if batch == 1 else ()),
         ratios=OVER_PEER,
+        overhead="empty call" if batch == 1 else None,
         rounds=7 if elements >= 10**6 else None,
     )
 
@@ -116,20 +117,28 @@ def query_cases(config: Config) -> list[Case]:
 STEPS = 1000
 
 
-def _ornstein_uhlenbeck(path: diffrax.AbstractBrownianPath) -> diffrax.MultiTerm:
-    """`dX = -X dt + dW`."""
+def _ornstein_uhlenbeck(
+    path: diffrax.AbstractBrownianPath | None,
+) -> diffrax.AbstractTerm:
+    """`dX = -X dt + dW`, or without the noise."""
     drift = diffrax.ODETerm(lambda t, y, args: -y)
+    if path is None:
+        return drift
     noise = diffrax.ControlTerm(lambda t, y, args: jnp.ones_like(y), path)
     return diffrax.MultiTerm(drift, noise)
 
 
-def _euler_solve(path: diffrax.AbstractBrownianPath, **stepping: Any) -> jax.Array:
+def _euler_solve(
+    path: diffrax.AbstractBrownianPath | None,
+    y0: jax.Array | None = None,
+    **stepping: Any,
+) -> jax.Array:
     solution = diffrax.diffeqsolve(
         _ornstein_uhlenbeck(path),
         diffrax.Euler(),
         t0=0.0,
         t1=HORIZON,
-        y0=jnp.ones(()),
+        y0=jnp.ones(()) if y0 is None else y0,
         saveat=diffrax.SaveAt(t1=True),
         **stepping,
     )
@@ -219,13 +228,29 @@ def spark_case(batch: int) -> Case:
 
 
 GRID = np.linspace(0.0, HORIZON, STEPS + 1).astype(np.float32)
-GRID_RATIOS = {"over scan": ("pathax", "scan"), "speedup": ("diffrax", "pathax")}
+# How `diffeqsolve` is told to take the steps of the grid. Its two ways take the same
+# steps, up to rounding, at a different cost of their own.
+STEPPING = {
+    "constant": lambda: {"dt0": HORIZON / STEPS},
+    "StepTo": lambda: {
+        "dt0": None,
+        "stepsize_controller": diffrax.StepTo(jnp.asarray(GRID)),
+    },
+}
+GRID_RATIOS = {
+    "over scan": ("pathax", "scan"),
+    "over diffeqsolve": ("pathax", "diffeqsolve"),
+    "speedup": ("diffrax", "pathax"),
+}
 
 
-def _on_grid(path: diffrax.AbstractBrownianPath) -> jax.Array:
-    return _euler_solve(
-        path, dt0=None, stepsize_controller=diffrax.StepTo(jnp.asarray(GRID))
-    )
+def _on_grid(
+    path: diffrax.AbstractBrownianPath | None,
+    y0: jax.Array | None = None,
+    *,
+    stepping: str,
+) -> jax.Array:
+    return _euler_solve(path, y0, **STEPPING[stepping]())
 
 
 def _scan(noise: jax.Array) -> jax.Array:
@@ -262,11 +287,11 @@ def _raw(x: Any) -> Any:
     return jax.random.key_data(x) if _is_key(x) else x
 
 
-def _stored_grid(batch: int) -> Contender:
+def _stored_grid(stepping: str, batch: int) -> Contender:
     def make():
         paths, axes = _stored_paths(batch)
-        solve = _on_grid if batch == 1 else jax.vmap(_on_grid, in_axes=(axes,))
-        return solve, (paths,)
+        solve = lambda path: _on_grid(path, stepping=stepping)
+        return solve if batch == 1 else jax.vmap(solve, in_axes=(axes,)), (paths,)
 
     return Contender("pathax", make)
 
@@ -280,28 +305,56 @@ def _stored_scan(batch: int) -> Contender:
     return Contender("scan", make)
 
 
+def _without_noise(stepping: str, batch: int) -> Contender:
+    """What `diffeqsolve` takes for as many steps of the drift alone."""
+
+    def make():
+        solve = lambda y0: _on_grid(None, y0, stepping=stepping)
+        y0 = jnp.ones(() if batch == 1 else (batch,))
+        return _over_batch(solve, batch), (y0,)
+
+    return Contender("diffeqsolve", make)
+
+
 def _built(name: str, solve: Callable, batch: int) -> Contender:
     return Contender(name, lambda: (_over_batch(solve, batch), (_keys(batch),)))
 
 
-def grid_case(stored: bool, batch: int) -> Case:
-    """Euler on a grid: noise laid out beforehand (stored), or in the timed function."""
+def grid_case(stored: bool, stepping: str, batch: int) -> Case:
+    """Euler on a grid: noise laid out beforehand (stored), or in the timed function.
+
+    Beside a scan by hand, and beside `diffeqsolve` with no noise at all, which bounds
+    from below what a path can reach there.
+    """
 
     def drawn_scan(key):
         return _scan(jax.random.normal(key, (STEPS,)) * np.float32(STEPS**-0.5))
 
+    def ours(key):
+        return _on_grid(_grid_path(key), stepping=stepping)
+
     def diffrax_tree(key):
-        return _on_grid(tree_maker("diffrax", "W", (), 12, horizon=HORIZON)(key))
+        build = tree_maker("diffrax", "W", (), 12, horizon=HORIZON)
+        return _on_grid(build(key), stepping=stepping)
 
     if stored:
-        first = (_stored_grid(batch), _stored_scan(batch))
+        first = (_stored_grid(stepping, batch), _stored_scan(batch))
     else:
-        ours = lambda key: _on_grid(_grid_path(key))
         first = (_built("pathax", ours, batch), _built("scan", drawn_scan, batch))
+    where = "stored" if stored else "built"
     return Case(
-        name=f"grid/{'stored' if stored else 'built'},batch={batch}",
-        parameters={"steps": STEPS, "batch": batch, "stored": stored},
-        contenders=(*first, _built("diffrax", diffrax_tree, batch)),
+        name=f"grid/{where},steps={stepping},batch={batch}",
+        parameters={
+            "steps": STEPS,
+            "batch": batch,
+            "stored": stored,
+            "stepping": stepping,
+        },
+        contenders=(
+            *first,
+            _without_noise(stepping, batch),
+            _built("diffrax", diffrax_tree, batch),
+        ),
         ratios=GRID_RATIOS,
     )
 
@@ -363,7 +416,8 @@ def speed_cases(config: Config) -> list[Case]:
     cases = query_cases(config)
     for batch in (1, 100):
         cases += [euler_case(batch), spark_case(batch)]
-        cases += [grid_case(True, batch), grid_case(False, batch)]
+        for stepping in STEPPING:
+            cases += [grid_case(stored, stepping, batch) for stored in (True, False)]
     for area in AREAS:
         cases += [floor_case(area, n) for n in ((100,) if config.fast else (100, 1000))]
     return cases

@@ -65,6 +65,7 @@ class Case:
       is used again only if they are unchanged.
     - `contenders`: what is timed, interleaved.
     - `ratios`: name -> (numerator, denominator), both names of contenders.
+    - `overhead`: the contender that does nothing; ratios are reported net of it, too.
     - `measure`: instead of contenders, a function `run_index -> figures`.
     - `merge`: joins the figures of an earlier run with those of a new one, so that a
       study can grow (`--grow`).
@@ -76,6 +77,7 @@ class Case:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     contenders: tuple[Contender, ...] = ()
     ratios: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    overhead: str | None = None
     measure: Callable[[int], dict] | None = None
     merge: Callable[[dict, dict], dict] | None = None
     rounds: int | None = None
@@ -89,11 +91,12 @@ class Case:
         names = [c.name for c in self.contenders]
         if len(set(names)) < len(names):
             raise ValueError(f"Case {self.name!r} has contenders of equal name.")
-        unknown = {n for pair in self.ratios.values() for n in pair} - set(names)
+        used = {n for pair in self.ratios.values() for n in pair}
+        unknown = (used | {self.overhead} - {None}) - set(names)
         if unknown:
             raise ValueError(
-                f"Case {self.name!r} has ratios of unknown contenders: "
-                f"{sorted(unknown)}; it has {names}."
+                f"Case {self.name!r} must compare contenders that it has, {names}; "
+                f"got {sorted(unknown)}."
             )
 
     @property

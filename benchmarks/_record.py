@@ -128,8 +128,9 @@ def _digest(value: Any) -> str:
 
 def fingerprint(case: Case, *, fast: bool = False) -> str:
     """What must be unchanged for a stored result to stand for a new run."""
-    parts = [case.name, dict(case.parameters), case.revision, versions(), fast]
-    return _digest([SCHEMA, *parts])
+    compared = [[c.name for c in case.contenders], dict(case.ratios)]
+    parts = [case.name, dict(case.parameters), compared, case.revision]
+    return _digest([SCHEMA, *parts, versions(), fast])
 
 
 def now() -> str:

@@ -60,7 +60,7 @@ def headline(results: Mapping[str, dict]) -> dict[str, float | None]:
         "query_speedup_min": min(query, default=None),
         "euler_speedup": single("solve/euler,batch=1", "speedup"),
         "spark_speedup": single("solve/spark,batch=1", "speedup"),
-        "grid_vs_scan": single("grid/stored,batch=1", "over scan"),
+        "grid_vs_scan": single("grid/stored,steps=constant,batch=1", "over scan"),
         "query_vs_rng_floor": max(floor, default=None),
         "quicksort_order": order.get("order pathax"),
     }
