@@ -18,6 +18,11 @@ from ._combine import (
     mix as mix,
 )
 from ._grid import GridPath as GridPath, step_times as step_times
+from ._law import (
+    LawCheck as LawCheck,
+    LawReport as LawReport,
+    check_law as check_law,
+)
 from ._levy import HigherOrderLevyArea as HigherOrderLevyArea
 from ._path import AbstractMomentPath as AbstractMomentPath
 from ._tree import VirtualBrownianTree as VirtualBrownianTree
@@ -29,8 +34,11 @@ __all__ = [
     "CombinedPath",
     "GridPath",
     "HigherOrderLevyArea",
+    "LawCheck",
+    "LawReport",
     "VirtualBrownianTree",
     "antithetic",
+    "check_law",
     "condition",
     "correlate",
     "mix",

@@ -80,7 +80,7 @@ class GridPath(AbstractMomentPath):
         if not isinstance(span, int) or span < 1:
             raise ValueError(f"`span` must be an integer >= 1; got {span!r}.")
         dtype = tree.time_dtype()
-        if not isinstance(ts, jax.core.Tracer):
+        if not isinstance(ts, Tracer):
             ts = np.asarray(ts)
         ts = check_grid(ts.astype(dtype))
         if span >= ts.shape[0]:
@@ -170,7 +170,7 @@ def check_grid(ts: _Times) -> _Times:
             f"A grid must be a one-dimensional array of at least two times; got one of "
             f"shape {ts.shape}."
         )
-    if isinstance(ts, jax.core.Tracer):
+    if isinstance(ts, Tracer):
         return eqx.error_if(ts, jnp.any(ts[1:] <= ts[:-1]), "Grid times must increase.")
     bad = np.flatnonzero(np.diff(np.asarray(ts)) <= 0)
     if bad.size:
@@ -202,7 +202,7 @@ class _Search(eqx.Module):
         per_bucket = count / (ts[-1] - ts[0])
         self.per_bucket = jnp.asarray(per_bucket)
         self.table, self.run = None, _LONGEST_RUN + 1
-        if isinstance(ts, jax.core.Tracer):
+        if isinstance(ts, Tracer):
             return
         values, scale = np.asarray(ts, np.float64), float(per_bucket)
         if np.abs((values - values[0]) * scale - np.arange(count + 1)).max() < 0.25:

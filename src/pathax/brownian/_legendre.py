@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 
-@ft.lru_cache(maxsize=None)
+@ft.cache
 def gauss(points: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of Gauss-Legendre quadrature on `[0, 1]`, in float64."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
@@ -22,7 +22,7 @@ def _legendre64(x: np.ndarray, order: int) -> np.ndarray:
     return basis * np.sqrt(2 * np.arange(order + 1) + 1)
 
 
-@ft.lru_cache(maxsize=None)
+@ft.cache
 def split_matrices(order: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """`(Q_A, Q_B)` in float64 with `Z = Q_A Z' + Q_B Z''` for a split at `theta`.
 
@@ -36,7 +36,7 @@ def split_matrices(order: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     return left, math.sqrt(1 - theta) * right
 
 
-@ft.lru_cache(maxsize=None)
+@ft.cache
 def midpoint_filters(order: int) -> tuple[np.ndarray, np.ndarray]:
     """`(G_A, G_B)`: the innovation of a midpoint split, `(Z'; Z'') = Q^T Z + G^T xi`.
 
@@ -62,7 +62,7 @@ def midpoint_filters(order: int) -> tuple[np.ndarray, np.ndarray]:
     return filters[:, : order + 1], filters[:, order + 1 :]
 
 
-@ft.lru_cache(maxsize=None)
+@ft.cache
 def power_coefficients(order: int) -> np.ndarray:
     """`c[k, m]` with `p_m(x) = sum_k c[k, m] (2x - 1)^k`, in float64."""
     table = np.zeros((order + 1, order + 1))
@@ -73,7 +73,7 @@ def power_coefficients(order: int) -> np.ndarray:
     return table
 
 
-@ft.lru_cache(maxsize=None)
+@ft.cache
 def wavelet_coefficients(order: int) -> np.ndarray:
     """`c[side, k, n]`: wavelet `n` of a node on each half, in powers of `2y - 1`.
 
@@ -83,7 +83,7 @@ def wavelet_coefficients(order: int) -> np.ndarray:
     return np.stack([powers @ half.T for half in midpoint_filters(order)])
 
 
-@ft.lru_cache(maxsize=None)
+@ft.cache
 def split_coefficients(order: int) -> np.ndarray:
     """`c[j, k, q]` with `Q_A[k, q] = sqrt(theta) sum_j c[j, k, q] (2 theta - 1)^j`.
 
@@ -98,7 +98,7 @@ def split_coefficients(order: int) -> np.ndarray:
     return flat.reshape(order + 1, order + 1, order + 1)
 
 
-@ft.lru_cache(maxsize=None)
+@ft.cache
 def integral_coefficients(order: int) -> np.ndarray:
     """`c[k, n]` with `J_k = h^k sum_n c[k, n] L_n`, in float64; zero for `n > k`.
 

@@ -44,7 +44,12 @@ class Geometry(NamedTuple):
 
     @property
     def int_dtype(self) -> np.dtype:
-        return np.dtype(np.int32 if self.depth <= 30 else np.int64)
+        return np.dtype(np.int64 if self.is_deep else np.int32)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether node labels take more than 32 bits."""
+        return self.depth > (30 if self.unbounded else 29)
 
 
 class Terms(NamedTuple):
@@ -91,16 +96,20 @@ def expand(
         _leaves(geometry, first, second, span, gap, order, rows, width),
     ]
     if geometry.unbounded:
-        terms.append(_blocks(geometry, first, span, order, rows))
+        terms.append(_blocks(geometry, first, second, span, order, rows))
     return terms
 
 
 def _words(
     geometry: Geometry, node: Int[Array, " terms"]
 ) -> tuple[UInt32[Array, " terms"], UInt32[Array, " terms"] | None]:
-    if geometry.depth <= 30:
+    if not geometry.is_deep:
         return node.astype(jnp.uint32), None
     return (node & 0xFFFFFFFF).astype(jnp.uint32), (node >> 32).astype(jnp.uint32)
+
+
+# Tables are NumPy arrays until they meet a time.
+_Array = Array | np.ndarray
 
 
 class _Overlap(NamedTuple):
@@ -111,15 +120,29 @@ class _Overlap(NamedTuple):
     mass: list[Array]  # weights, normalised so that |p_m| and |p_q| are orthonormal
 
 
-def _overlap(start: Array, length: Array, span: Array, points: int) -> _Overlap:
-    """Pieces begin `start` (signed) after `a` and are `length` long, in leaves.
+class _Pieces(NamedTuple):
+    """Intervals on which functions are polynomials, by their distances in leaves.
+
+    Each distance is computed from integers where it may be short: taking one as the
+    difference of two long ones would lose it.
+    """
+
+    start: Array  # from a to the start of the piece, signed
+    to_end: Array  # from a to its end
+    from_start: Array  # from its start to b
+    length: Array
+
+
+def _overlap(pieces: _Pieces, span: Array, points: int) -> _Overlap:
+    """Quadrature over the overlap of `[a, b]`, of length `span`, with each piece.
 
     Sums over the points are exact inner products for polynomials whose degrees add up
     to at most `2 points - 1`.
     """
-    begin = jnp.maximum(start, 0)
-    overlap = jnp.maximum(jnp.minimum(span, start + length) - begin, 0)
-    inside = jnp.maximum(-start, 0)
+    length = pieces.length
+    overlap = jnp.minimum(pieces.to_end, pieces.from_start)
+    overlap = jnp.maximum(jnp.minimum(overlap, jnp.minimum(length, span)), 0)
+    begin, inside = jnp.maximum(pieces.start, 0), jnp.maximum(-pieces.start, 0)
     per_span = jnp.where(span > 0, 1 / span, 0)
     per_piece = jnp.where(length > 0, 1 / length, 0)
     mass = overlap * jnp.sqrt(per_span * per_piece)
@@ -129,6 +152,19 @@ def _overlap(start: Array, length: Array, span: Array, points: int) -> _Overlap:
         [2 * ((begin + dtype(y) * overlap) * per_span) - 1 for y in nodes],
         [2 * ((inside + dtype(y) * overlap) * per_piece) - 1 for y in nodes],
         [dtype(w) * mass for w in weights],
+    )
+
+
+def _dyadic(
+    start: _Array, length: _Array, first: Position, second: Position
+) -> _Pieces:
+    """Pieces that begin at whole leaves and are whole leaves long."""
+    dtype = first.fraction.dtype
+    return _Pieces(
+        (start - first.leaf).astype(dtype) - first.fraction,
+        (start + length - first.leaf).astype(dtype) - first.fraction,
+        (second.leaf - start).astype(dtype) + second.fraction,
+        jnp.asarray(length).astype(dtype),
     )
 
 
@@ -180,16 +216,17 @@ def _nodes(
     index = leaf >> heights
     shared = is_second & (index == (first.leaf >> heights))
     spine = (index == 0) & geometry.unbounded
-    used = real & ~(shared | spine)
+    used = jnp.asarray(real & ~(shared | spine))
     half = np.left_shift(integer.type(1), heights - 1)
-    begin = (index << heights) - first.leaf
+    begin = index << heights
     total = jnp.zeros((rows, heights.size), dtype)
     for side in range(2):
-        start = (begin + half * side).astype(dtype) - first.fraction
-        at = _overlap(start, half.astype(dtype), span, order + 1)
+        pieces = _dyadic(begin + half * side, half, first, second)
+        at = _overlap(pieces, span, order + 1)
         for outer, inner, mass in zip(*at, strict=True):
             wavelet = mass * _horner(list(table[side]), inner)
-            total = total + _horner(_basis(rows - 1, dtype), outer[None]) * wavelet[None]
+            test = _horner(_basis(rows - 1, dtype), outer[None])
+            total = total + test * wavelet[None]
     low, high = _words(geometry, (leaf + (1 << depth)) >> heights)
     total = jnp.where(used[None], total, 0)
     level = depth - heights
@@ -208,7 +245,7 @@ def _node_functions(
 
 
 class _Leaf(NamedTuple):
-    """A leaf (or what is left of it) that is split at a time, and the part in `[a, b]`."""
+    """A leaf (or what is left of it) split at a time, and its part in `[a, b]`."""
 
     theta: Float[Array, ""]  # where the split is, as a fraction
     parent: Float[Array, ""]  # length of the interval that is split
@@ -254,7 +291,7 @@ def _leaves(
     is_second = which == 1
     leaf = _Leaf(*(jnp.where(is_second, y, x) for x, y in zip(*leaves, strict=True)))
     coefficients = _residual(leaf, function, which, part, span, order, rows)
-    used = real & (leaf.theta > 0) & (leaf.theta < 1)
+    used = jnp.asarray(real) & (leaf.theta > 0) & (leaf.theta < 1)
     coefficients = jnp.where(used[None], coefficients, 0)
 
     low, high = _words(
@@ -301,7 +338,11 @@ def _residual(
         known.append(shrink * _horner(table, 2 * fraction - 1))
 
     total = jnp.zeros((rows, function.size), dtype)
-    at = _overlap(leaf.start, leaf.length, span, order + 1)
+    # The part ends inside of [a, b], or the interval ends inside of the part.
+    to_end = jnp.where(which == 1, span, leaf.length)
+    from_start = jnp.where(which == 1, leaf.length, span)
+    pieces = _Pieces(leaf.start, to_end, from_start, leaf.length)
+    at = _overlap(pieces, span, order + 1)
     for outer, inner, mass in zip(*at, strict=True):
         place = (leaf.offset + (inner + 1) / 2 * leaf.length) / parent
         wavelet = _horner(own, inner)
@@ -314,7 +355,12 @@ def _residual(
 
 
 def _blocks(
-    geometry: Geometry, first: Position, span: Array, order: int, rows: int
+    geometry: Geometry,
+    first: Position,
+    second: Position,
+    span: Array,
+    order: int,
+    rows: int,
 ) -> Terms:
     """Root vectors of the blocks that tile an unbounded horizon.
 
@@ -330,16 +376,15 @@ def _blocks(
         return np.tile(block, order + 1)
 
     starts, nodes = tile(0, doubling), tile(0, doubling[::-1])
-    lengths = tile(1, doubling).astype(dtype)
-    start = (starts - first.leaf).astype(dtype) - first.fraction
+    pieces = _dyadic(starts, tile(1, doubling), first, second)
     table = [c[rank] for c in lg.power_coefficients(order).astype(dtype)]
     total = jnp.zeros((rows, rank.size), dtype)
-    at = _overlap(start, jnp.asarray(lengths), span, order + 1)
+    at = _overlap(pieces, span, order + 1)
     for outer, inner, mass in zip(*at, strict=True):
         own = mass * _horner(table, inner)
         total = total + _horner(_basis(rows - 1, dtype), outer[None]) * own[None]
     low, high = _words(geometry, jnp.asarray(nodes))
-    used = (start < span) & (start + lengths > 0)
+    used = (pieces.from_start > 0) & (pieces.to_end > 0)
     level = np.full(rank.size, -1)
     return Terms(total, low, high, rank.astype(np.uint32), used, level)
 
@@ -358,9 +403,9 @@ def chen_coefficients(
     dtype = span.dtype
     powers = lg.power_coefficients(order).astype(dtype)
     total = jnp.zeros((rows, order + 1, start.shape[0]), dtype)
-    for outer, inner, mass in zip(
-        *_overlap(start, length, span, order + 1), strict=True
-    ):
+    inside = jnp.broadcast_to(span, start.shape)  # all pieces lie in the interval
+    at = _overlap(_Pieces(start, inside, inside, length), span, order + 1)
+    for outer, inner, mass in zip(*at, strict=True):
         own = _horner([c[:, None] for c in powers], inner[None])
         test = _horner(_basis(rows - 1, dtype), outer[None])
         total = total + test[:, None] * (mass[None] * own)[None]

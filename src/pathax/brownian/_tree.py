@@ -154,7 +154,7 @@ class VirtualBrownianTree(AbstractMomentPath):
         shape = (self.order + 1, 2**self.cache_levels)
         rank, node = np.indices(shape, np.uint32).reshape(2, -1)
         low = jnp.asarray(node)
-        high = None if self._geometry.depth <= 30 else jnp.zeros_like(low)
+        high = jnp.zeros_like(low) if self._geometry.is_deep else None
 
         def table(words, struct):
             size, dtype = element_count(struct), compute_dtype(struct.dtype)
