@@ -57,7 +57,8 @@ def _measure(place: str, run: int) -> dict:
     rows = []
     for exponent in (e for e in EXPONENTS if e <= finest):
         s, u = _interval(start, where, exponent)
-        key = jax.random.fold_in(jax.random.key(20), 1000 * run + exponent)
+        key = jax.random.key(list(PLACES).index(place))
+        key = jax.random.fold_in(key, 1000 * run + exponent)
         keys = jax.random.split(key, KEYS)
         ratios = {
             tree: np.asarray(

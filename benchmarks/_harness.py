@@ -7,7 +7,7 @@ import pkgutil
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -137,12 +137,19 @@ def run_subject(
         left = spent / ran * (len(wanted) - i)
         clocks = f"elapsed {_clock(spent)}, left about {_clock(left)}"
         say(f"[{i}/{len(wanted)}] {case.name}: {_line(record)} ({clocks})")
+    store.arrange(_all_names(module, config))
     headline = _headline(module, store, current, options)
     store.data["headline"] = headline
     store.write()
     if config.fast:
         say(json.dumps(headline, sort_keys=True))
     return headline, failures
+
+
+def _all_names(module: Any, config: Config) -> list[str]:
+    """Names of all cases of full and fast runs."""
+    full = module.cases(replace(config, fast=False))
+    return list(dict.fromkeys(case.name for case in [*full, *module.cases(config)]))
 
 
 def _headline(

@@ -188,13 +188,18 @@ class Store:
         self.data["environments"] = kept
         self.write()
 
+    def arrange(self, names: list[str]) -> None:
+        """Bring the records into this order; drop those of cases that are no more."""
+        kept = {name: self.cases[name] for name in names if name in self.cases}
+        self.data["cases"] = kept
+
     def write(self) -> None:
         """Write the file in one step: a reader finds the old or the new one, whole."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        text = json.dumps(_plain(self.data), indent=1, sort_keys=True, allow_nan=False)
+        text = json.dumps(_plain(self.data), indent=1, allow_nan=False)
         with open(temporary, "w") as file:
             file.write(text + "\n")
             file.flush()

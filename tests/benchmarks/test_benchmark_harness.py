@@ -173,6 +173,12 @@ def test_a_fast_headline_takes_nothing_from_earlier_runs(tmp_path):
     assert set(Store(tmp_path, "cpu", "toy").cases) == {"a/old", "a/new"}
 
 
+def test_cases_that_are_no_more_are_dropped(tmp_path):
+    _run(tmp_path, _timed("a/old"), _timed("a/kept"))
+    _run(tmp_path, _timed("a/new"), _timed("a/kept"), resume=True)
+    assert list(Store(tmp_path, "cpu", "toy").cases) == ["a/new", "a/kept"]
+
+
 def test_fingerprints_follow_what_matters():
     base = fingerprint(_timed())
     assert base == fingerprint(_timed())
@@ -280,7 +286,7 @@ def test_report_of_a_subject(tmp_path):
     measured = Case("a/fine", measure=lambda run: {"error": 0.5})
     _run(tmp_path, broken, measured, _timed())
     page = report.render("toy", report.collect(tmp_path, "toy"), tmp_path)
-    for text in ("pathax", "sum", "0.500", "failed case", "On a CPU", "3 of", "jax "):
+    for text in ("pathax", "sum", "0.500", "failed case", "On a CPU", "2 of 2", "jax "):
         assert text in page, text
 
 
