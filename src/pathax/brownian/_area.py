@@ -39,7 +39,8 @@ def polynomial_area(path, t0, t1, terms: int, pieces: int, key):
         for i, m in enumerate(jax.tree.leaves(moments))
     ]
     tails = [jnp.where(backward, -tail, tail) for tail in tails]
-    return jax.tree.unflatten(treedef, [a + t for a, t in zip(leaves, tails)])
+    totals = [area + tail for area, tail in zip(leaves, tails, strict=True)]
+    return jax.tree.unflatten(treedef, totals)
 
 
 def _wedge(x, y):

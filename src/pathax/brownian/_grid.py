@@ -3,28 +3,29 @@
 import math
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._inputs import RealScalar, as_time
 from ._path import AbstractMomentPath, Standardised
 
 
-# A query time is read as a grid time if it is within this fraction of the shortest step.
+# A query time is read as a grid time if within this fraction of the shortest step.
 _SNAP = 0.05
 
 # Longest run of grid points that a look-up compares with; beyond it, binary search.
 _LONGEST_RUN = 8
 
 _OFF_GRID = (
-    "A path on a grid was asked for an interval whose ends are not two grid times at most "
-    "`span` steps apart. Let the solver step on the grid, `diffrax.StepTo(ts)`, or build "
-    "the grid from the steps that it takes, `pathax.brownian.step_times(t0, t1, dt0)`; "
-    "for longer intervals write `on_grid(ts, span=...)`; for any others use the tree."
+    "A path on a grid was asked for an interval whose ends are not two grid times at "
+    "most `span` steps apart. Let the solver step on the grid, `diffrax.StepTo(ts)`, "
+    "or build the grid from the steps that it takes, "
+    "`pathax.brownian.step_times(t0, t1, dt0)`; for longer intervals write "
+    "`on_grid(ts, span=...)`; for any others use the tree."
 )
 
 
@@ -41,9 +42,9 @@ class GridPath(AbstractMomentPath):
     - `order`, `shape`, `t0`, `t1`: those of the tree; `evaluate(t)` with one time asks
       the tree, at its cost.
 
-    **Raises:** with `check=True`, a run-time error for intervals whose ends are not grid times (to 5% of
-    the shortest step, which allows for rounding of times that a solver adds up), or that
-    have more than `span` steps.
+    **Raises:** with `check=True`, a run-time error for intervals whose ends are not
+    grid times (to 5% of the shortest step, which allows for rounding of times that a
+    solver adds up), or that have more than `span` steps.
 
     **Cost.** Building: one query of the tree for each grid step, in one batch. Memory:
     `span n (order + 1)` arrays of the path's shape. A query: one look-up, no random
@@ -85,8 +86,8 @@ class GridPath(AbstractMomentPath):
         ts = check_grid(ts.astype(dtype))
         if span >= ts.shape[0]:
             raise ValueError(
-                f"`span` must be less than the number of grid times, {ts.shape[0]}; got "
-                f"{span}."
+                "`span` must be less than the number of grid times, "
+                f"{ts.shape[0]}; got {span}."
             )
         self.tree, self.span, self.check = tree, span, check
         self._search = _Search(ts)
@@ -106,11 +107,11 @@ class GridPath(AbstractMomentPath):
         return self.tree.order
 
     @property
-    def t0(self) -> Array:
+    def t0(self) -> RealScalar:
         return self.tree.t0
 
     @property
-    def t1(self) -> Array:
+    def t1(self) -> RealScalar:
         return self.tree.t1
 
     def time_dtype(self) -> np.dtype:
@@ -263,7 +264,9 @@ def step_times(t0: RealScalar, t1: RealScalar, dt0: RealScalar) -> Float[Array, 
         )
     # As Diffrax does, count with the next larger step, so rounding adds none.
     count = math.ceil((end - start) / np.nextafter(step, dtype.type(np.inf)))
-    times = start + (end - start) * (np.arange(count + 1, dtype=dtype) / dtype.type(count))
+    times = start + (end - start) * (
+        np.arange(count + 1, dtype=dtype) / dtype.type(count)
+    )
     times[1] = min(start + step, end)
     times[-1] = end
     return jnp.asarray(times)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 
@@ -45,11 +46,8 @@ def as_time(t: RealScalar, dtype: np.dtype) -> Float[Array, ""]:
 
 def time_dtype(*times: RealScalar) -> np.dtype:
     """The common floating dtype of some times, Python numbers being weak."""
-    known = [
-        jnp.asarray(t).dtype
-        for t in times
-        if not isinstance(t, int | float) and jnp.issubdtype(jnp.asarray(t).dtype, np.floating)
-    ]
+    dtypes = [jnp.asarray(t).dtype for t in times if not isinstance(t, int | float)]
+    known = [dtype for dtype in dtypes if jnp.issubdtype(dtype, np.floating)]
     default = np.dtype(jnp.result_type(float))
     out = known[0] if known else default
     for dtype in known[1:]:
@@ -112,7 +110,8 @@ def check_key(key: Any) -> Array:
     """A single JAX key, of the new or the legacy style."""
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(
-            f"`key` must be a JAX random key; got {key!r}. Write `jax.random.key(seed)`."
+            f"`key` must be a JAX random key; got {key!r}. Write "
+            "`jax.random.key(seed)`."
         )
     key = jnp.asarray(key)
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -123,14 +122,15 @@ def check_key(key: Any) -> Array:
         )
     if key.ndim != (0 if typed else 1):
         raise ValueError(
-            f"`key` must be a single key; got keys of shape {key.shape}. For many paths "
-            "write `jax.vmap(lambda key: VirtualBrownianTree(..., key=key))(keys)`."
+            f"`key` must be a single key; got keys of shape {key.shape}. For many "
+            "paths write "
+            "`jax.vmap(lambda key: VirtualBrownianTree(..., key=key))(keys)`."
         )
     return key
 
 
 def concrete(x: Any) -> float | None:
     """The value of a scalar, or `None` while it is traced."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return None
     return float(x)

@@ -25,8 +25,8 @@ class HigherOrderLevyArea(diffrax.AbstractSpaceTimeTimeLevyArea):
     - `W`: increment, `N(0, dt)`; unit of sqrt(time), like all that follow.
     - `H`: space-time Lévy area, `N(0, dt / 12)`.
     - `K`: space-time-time Lévy area, `N(0, dt / 720)`.
-    - `higher`: the moments `L_3, ..., L_N`, stacked on a leading axis of length `N - 2`;
-      `L_n = int P_n(2 (r - s) / dt - 1) dW_r ~ N(0, dt / (2n + 1))`.
+    - `higher`: the moments `L_3, ..., L_N`, stacked on a leading axis of length
+      `N - 2`; `L_n = int P_n(2 (r - s) / dt - 1) dW_r ~ N(0, dt / (2n + 1))`.
 
     **Reference:** Jelinčič, Foster, Kidger, "Single-seed generation of Brownian paths
     and integrals for adaptive and high order SDE solvers", arXiv:2405.06464 (for `W`,

@@ -59,7 +59,7 @@ def _rotate(x: Array, distance: int) -> Array:
 def threefry(
     key: tuple[Array, Array], counter: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """Threefry-2x32-20 of broadcastable uint32 arrays: two words out for two words in."""
+    """Threefry-2x32-20 of broadcastable uint32 arrays: two words for two words."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
     x, y = counter[0] + schedule[0], counter[1] + schedule[1]
     for i in range(_ROUNDS):
@@ -119,10 +119,10 @@ def _normal64(words: tuple[Array, Array]) -> Float[Array, "*n"]:
 
 def normals(
     words: UInt32[Array, "2"],
-    nodes: tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"] | None],
-    element: UInt32[Array, "*shape"],
+    nodes: tuple[UInt32[Array, "..."], UInt32[Array, "..."] | None],
+    element: UInt32[Array, "..."],
     dtype: np.dtype,
-) -> Float[Array, "*shape"]:
+) -> Float[Array, "..."]:
     """Standard normals, each a function of the key, a node label and an element number.
 
     **Arguments:**
@@ -136,6 +136,9 @@ def normals(
     key = (words[0], words[1])
     if high is not None:
         deep = threefry(key, (high, jnp.full_like(high, 0x5EED0001)))
-        key = tuple(jnp.where(high == 0, k, d) for k, d in zip(key, deep, strict=True))
+        key = (
+            jnp.where(high == 0, key[0], deep[0]),
+            jnp.where(high == 0, key[1], deep[1]),
+        )
     block = threefry(key, (element, low))
     return _normal64(block) if dtype == jnp.float64 else _normal32(block[0])

@@ -2,24 +2,25 @@
 
 A Brownian path of order `N` on a dyadic tree is a sum over nodes of multiwavelets times
 i.i.d. normal innovations. Its normalised Legendre moments over `[a, b]` are therefore
-`Z = sum_node C_node xi_node` with `C_node[m, n] = <p_m on [a, b], psi_node,n>`, an inner
-product of piecewise polynomials. This file computes all `C_node` of one interval at
-once, by exact quadrature on the overlap of `[a, b]` with each half of each node:
+`Z = sum_node C_node xi_node` with `C_node[m, n] = <p_m on [a, b], psi_node,n>`, an
+inner product of piecewise polynomials. This file computes all `C_node` of one interval
+at once, by exact quadrature on the overlap of `[a, b]` with each half of each node:
 
 - no recursion, so all levels are one wide operation;
 - nothing is accumulated from the start of the tree and nothing is differenced: the rows
   of `C` have unit norm to rounding, whatever the scale of `[a, b]`;
-- the nodes are those of the two paths from the root to the leaves that hold `a` and `b`,
-  shared ones once.
+- the nodes are those of the two paths from the root to the leaves that hold `a` and
+  `b`, shared ones once.
 
 Times are measured in leaves, as an integer plus a fraction, so positions are exact.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
 from . import _legendre as lg
 
@@ -161,14 +162,14 @@ def _dyadic(
     """Pieces that begin at whole leaves and are whole leaves long."""
     dtype = first.fraction.dtype
     return _Pieces(
-        (start - first.leaf).astype(dtype) - first.fraction,
-        (start + length - first.leaf).astype(dtype) - first.fraction,
+        jnp.asarray(start - first.leaf).astype(dtype) - first.fraction,
+        jnp.asarray(start + length - first.leaf).astype(dtype) - first.fraction,
         (second.leaf - start).astype(dtype) + second.fraction,
         jnp.asarray(length).astype(dtype),
     )
 
 
-def _horner(coefficients: list[np.ndarray], y: Array) -> Array:
+def _horner(coefficients: Sequence[ArrayLike], y: Array) -> Array:
     """`sum_k coefficients[k] y^k`; the coefficients broadcast against `y`."""
     out = jnp.zeros_like(y) + coefficients[-1]
     for c in coefficients[-2::-1]:
@@ -274,7 +275,7 @@ def _leaves(
     When both times are in one leaf, the second split is of what the first one left over
     (with noise of its own), so the law of the increment is exact there too.
 
-    Terms: (function) x (leaf of the first time, of the second) x (noise of either part).
+    Terms: (function) x (leaf of the first time, of the second) x (noise of a part).
     """
     same_leaf = first.leaf == second.leaf
     zero, rest = jnp.zeros_like(span), 1 - first.fraction

@@ -42,8 +42,10 @@ def draw(
     """
     element = np.expand_dims(np.arange(size, dtype=np.uint32), axis)
     rank = jnp.expand_dims(rank * np.uint32(size), 1 - axis)
-    low, high = (None if w is None else jnp.expand_dims(w, 1 - axis) for w in nodes)
-    return normals(words, (low, high), element + rank, dtype)
+    low, high = nodes
+    low = jnp.expand_dims(low, 1 - axis)
+    high = None if high is None else jnp.expand_dims(high, 1 - axis)
+    return normals(words, (low, high), jnp.asarray(element + rank), dtype)
 
 
 def total(
@@ -58,24 +60,24 @@ def total(
     if size < LANES and cache is None and width(size, order) == 1:
         terms = [_joined(terms)]
     for term in terms:
-        if cache is not None:
-            cached = term.level < cache.shape[1].bit_length() - 1
-            if cached.any():
-                table = _select(term, cached)
-                xi = cache[table.rank, table.low]
-                parts.append(_weigh(table.coefficients, xi))
-            if cached.all():
-                continue
-            term = _select(term, ~cached)
-        parts.append(_draw_and_weigh(term, words, size))
+        if cache is None:
+            parts.append(_draw_and_weigh(term, words, size))
+            continue
+        cached = term.level < cache.shape[1].bit_length() - 1
+        if cached.any():
+            table = _select(term, cached)
+            xi = cache[table.rank, table.low]
+            parts.append(_weigh(table.coefficients, xi))
+        if not cached.all():
+            parts.append(_draw_and_weigh(_select(term, ~cached), words, size))
     return sum(parts[1:], start=parts[0])
 
 
 def _joined(terms: list[Terms]) -> Terms:
     """All parts in one, padded to whole registers: one contraction instead of two.
 
-    Not worth it at order 0, where coefficients are so cheap that the compiler fuses them
-    into the sum.
+    Not worth it at order 0, where coefficients are so cheap that the compiler fuses
+    them into the sum.
     """
     extra = -sum(term.rank.size for term in terms) % LANES
 
