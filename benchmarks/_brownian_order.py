@@ -12,6 +12,9 @@ diffrax's does not; casting up its increments at the finest step would put the r
 itself in doubt. There the tree is built in float64 on float32 normals: the same path,
 with exact algebra. All times are dyadic and on nodes of the tree, so they are exact in
 both dtypes.
+
+A full run also solves in float64 arithmetic on the float32 noise of each tree: beside
+the solver's own error, what is left is that of the noise alone.
 """
 
 import contextlib
@@ -82,20 +85,27 @@ def _float32_normals() -> Iterator[None]:
         jax.random.normal = original
 
 
-def _path(tree: str, key: jax.Array, dtype: np.dtype) -> diffrax.AbstractBrownianPath:
-    """The path that belongs to a key, with increments in the given dtype."""
-    exact = tree == "diffrax" and dtype == np.float64
-    struct = jax.ShapeDtypeStruct(SHAPE, np.float64 if exact else np.float32)
+def _path(
+    tree: str, key: jax.Array, dtype: np.dtype, *, exact: bool = False
+) -> diffrax.AbstractBrownianPath:
+    """The float32 path that belongs to a key, with increments in the given dtype.
+
+    `exact` asks for the best float64 increments of that path that can be had.
+    """
+    rebuild = exact and tree == "diffrax"
+    struct = jax.ShapeDtypeStruct(SHAPE, np.float64 if rebuild else np.float32)
     path = tree_maker(tree, "W+H+K", struct, DEPTH, horizon=HORIZON)(key)
-    if dtype == np.float64 and not exact:
+    if dtype == np.float64 and not rebuild:
         return _Upcast(path, diffrax.SpaceTimeTimeLevyArea)
     return path
 
 
-def _solve(tree: str, key: jax.Array, step: float, dtype: np.dtype) -> jax.Array:
-    """Position and velocity at the horizon."""
+def _solve(
+    tree: str, key: jax.Array, step: float, dtype: np.dtype, exact: bool
+) -> jax.Array:
+    """Position and velocity at the horizon, in arithmetic of the given dtype."""
     gamma, mobility = dtype.type(GAMMA), dtype.type(MOBILITY)
-    path = _path(tree, key, dtype)
+    path = _path(tree, key, dtype, exact=exact)
     drift = diffrax.UnderdampedLangevinDriftTerm(gamma, mobility, _force)
     noise = diffrax.UnderdampedLangevinDiffusionTerm(gamma, mobility, path)
     start = (jnp.zeros(SHAPE, dtype), jnp.zeros(SHAPE, dtype))
@@ -113,9 +123,11 @@ def _solve(tree: str, key: jax.Array, step: float, dtype: np.dtype) -> jax.Array
     return jnp.concatenate([x[0], v[0]])
 
 
-def _ends(tree: str, keys: jax.Array, step: float, dtype: np.dtype) -> np.ndarray:
+def _ends(
+    tree: str, keys: jax.Array, step: float, dtype: np.dtype, *, exact: bool = False
+) -> np.ndarray:
     with _float32_normals():
-        solve = jax.jit(jax.vmap(lambda key: _solve(tree, key, step, dtype)))
+        solve = jax.jit(jax.vmap(lambda key: _solve(tree, key, step, dtype, exact)))
         return np.asarray(solve(keys), np.float64)
 
 
@@ -146,7 +158,18 @@ def _fit(steps: list[float], errors: list[float], floors: list[float]) -> float:
     return slope([h for h, _ in kept], [e for _, e in kept])
 
 
-def _measure(paths: int, run: int) -> dict:
+def _errors(
+    tree: str, keys: jax.Array, reference: np.ndarray, dtype: np.dtype
+) -> list[float]:
+    """Root-mean-square error at the horizon, a step each."""
+    return [
+        float(np.sqrt(np.mean((_ends(tree, keys, 2.0**-e, dtype) - reference) ** 2)))
+        for e in EXPONENTS
+    ]
+
+
+def _measure(paths: int, separate: bool, run: int) -> dict:
+    """Errors and orders; with `separate`, those of float32 noise alone as well."""
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(3), run), paths)
         finest = 2.0 ** -(EXPONENTS[-1] + FINER)
@@ -154,16 +177,16 @@ def _measure(paths: int, run: int) -> dict:
         single, double = np.dtype(np.float32), np.dtype(np.float64)
         figures = {"paths": paths, "steps": steps, "reference step": finest}
         for tree in TREES:
-            reference = _ends(tree, keys, finest, double)
+            reference = _ends(tree, keys, finest, double, exact=True)
             size = float(np.sqrt(np.mean(reference**2)))
-            errors = [
-                float(np.sqrt(np.mean((_ends(tree, keys, h, single) - reference) ** 2)))
-                for h in steps
-            ]
             floors = [rounding_floor(h, size) for h in steps]
+            errors = _errors(tree, keys, reference, single)
+            figures["floors"] = floors
             figures[f"errors {tree}"] = errors
             figures[f"order {tree}"] = _fit(steps, errors, floors)
-            figures["floors"] = floors
+            if separate:
+                alone = _errors(tree, keys, reference, double)
+                figures[f"errors of noise {tree}"] = alone
     return figures
 
 
@@ -181,8 +204,9 @@ def order_cases(config: Config) -> list[Case]:
                 "exponents": list(EXPONENTS),
                 "finer": FINER,
                 "depth": DEPTH,
+                "separate": not config.fast,
                 "taylor_below": TAYLOR_BELOW,
             },
-            measure=functools.partial(_measure, paths),
+            measure=functools.partial(_measure, paths, not config.fast),
         )
     ]

@@ -71,7 +71,7 @@ def _law_plot(results: Results, folder: Path) -> str:
     rows = record["figures"]["rows"]
     figure, axes = new_plot()
     steps = [2.0 ** -row["exponent"] for row in rows]
-    for tree in TREES:
+    for tree in reversed(TREES):  # ours on top
         for n, style in enumerate(("-", "--", ":")):
             values = [_plain(row["ratios"][tree][n]) for row in rows]
             shown = [max(v, 1e-4) for v in values]
@@ -94,12 +94,14 @@ def _order_text(results: Results) -> list[str]:
     if record is None:
         return []
     figures = record["figures"]
-    errors = [figures[f"errors {tree}"] for tree in TREES]
+    columns = {f"error {tree}": figures[f"errors {tree}"] for tree in TREES}
+    for tree in TREES:
+        if f"errors of noise {tree}" in figures:
+            columns[f"noise of {tree} alone"] = figures[f"errors of noise {tree}"]
+    columns["rounding"] = figures["floors"]
     rows = [
-        [f"{step:g}", *(number(e) for e in pair), number(floor)]
-        for step, *pair, floor in zip(
-            figures["steps"], *errors, figures["floors"], strict=True
-        )
+        [f"{step:g}", *map(number, row)]
+        for step, *row in zip(figures["steps"], *columns.values(), strict=True)
     ]
     orders = " and ".join(
         f"{number(_plain(figures[f'order {tree}']))} with {tree}" for tree in TREES
@@ -109,9 +111,10 @@ def _order_text(results: Results) -> list[str]:
         f"in a double well, {figures['paths']} paths, against a float64 solve of the "
         f"same path with step {figures['reference step']:g}. Order, fitted where "
         f"third-order convergence would stay above rounding: {orders}; 3 in theory. "
-        "The last column is what adding up the steps in float32 costs."
+        "*Noise alone* has float32 noise but float64 arithmetic; *rounding* is what "
+        "adding up the steps in float32 costs."
     )
-    return [note, table(["step", *(f"error {t}" for t in TREES), "rounding"], rows)]
+    return [note, table(["step", *columns], rows)]
 
 
 def _order_plot(results: Results, folder: Path) -> str:
@@ -124,11 +127,16 @@ def _order_plot(results: Results, folder: Path) -> str:
     for tree in TREES:
         errors = figures[f"errors {tree}"]
         axes.plot(steps, errors, marker="o", color=COLOURS[tree], label=tree)
+        alone = figures.get(f"errors of noise {tree}")
+        if alone is not None:
+            label = f"{tree}, noise alone"
+            axes.plot(steps, alone, "--", marker=".", color=COLOURS[tree], label=label)
     anchor = figures["errors pathax"][0]
     third = [anchor * (h / steps[0]) ** 3 for h in steps]
     axes.plot(steps, third, color="black", lw=0.8, ls="--", label="order 3")
     axes.plot(steps, figures["floors"], color="black", lw=0.8, ls=":", label="rounding")
-    bottom = min(figures["floors"]) / 3
+    shown = [v for k, values in figures.items() if k.startswith("err") for v in values]
+    bottom = min([*shown, *figures["floors"]]) / 2
     axes.set(
         xscale="log", yscale="log", xlabel="step", ylabel="error", ylim=(bottom, None)
     )
