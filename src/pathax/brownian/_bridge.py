@@ -130,8 +130,10 @@ class BrownianBridge(AbstractMomentPath):
             "Cannot evaluate BrownianBridge outside of its knots.",
         )
         final = self.ts.shape[0] - 2
-        i = jnp.clip(jnp.searchsorted(self.ts, s, side="right") - 1, 0, final)
-        j = jnp.clip(jnp.searchsorted(self.ts, u, side="left") - 1, i, final)
+        i = jnp.searchsorted(self.ts, s, side="right").astype(jnp.int32) - 1
+        j = jnp.searchsorted(self.ts, u, side="left").astype(jnp.int32) - 1
+        i = jnp.clip(i, 0, final)
+        j = jnp.clip(j, i, final)
         first = (s, jnp.minimum(u, self.ts[i + 1]))
         last = (jnp.maximum(s, self.ts[j]), u)
 
@@ -139,7 +141,7 @@ class BrownianBridge(AbstractMomentPath):
             kind = compute_dtype(struct.dtype)
             head = self._within(words, struct, roots[:, i], i, first)
             tail = self._within(words, struct, roots[:, j], j, last)
-            between = jnp.arange(final + 1)
+            between = jnp.arange(final + 1, dtype=jnp.int32)
             between = (between > i) & (between < j)
             parts = jnp.concatenate([roots, head[:, None], tail[:, None]], axis=1)
             start = jnp.concatenate([self.ts[:-1] - s, jnp.zeros(1, dtype), (last[0] - s)[None]])

@@ -92,11 +92,7 @@ class GridPath(AbstractMomentPath):
         self.tree, self.span, self.check = tree, span, check
         self._search = _Search(ts)
         self.ts = ts = jnp.asarray(ts)
-        rows = tree.order + 1
-        self._tables = tuple(
-            jax.vmap(lambda s, u: tree.standardised(s, u, rows))(ts[:-k], ts[k:])
-            for k in range(1, span + 1)
-        )
+        self._tables = _lay_out(tree, ts, span)
 
     @property
     def shape(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -159,6 +155,15 @@ class GridPath(AbstractMomentPath):
 
 
 GridPath.__module__ = "pathax.brownian"
+
+
+@eqx.filter_jit
+def _lay_out(
+    tree: AbstractMomentPath, ts: Float[Array, " n"], span: int
+) -> tuple[Standardised, ...]:
+    """Moments over `[ts[i], ts[i + k]]` for all `i`, an entry for each `k` to `span`."""
+    query = jax.vmap(lambda s, u: tree.standardised(s, u, tree.order + 1))
+    return tuple(query(ts[:-k], ts[k:]) for k in range(1, span + 1))
 
 
 _Times = Float[Array, " n"] | Float[np.ndarray, " n"]

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from . import _legendre as lg
+from ._inputs import RealScalar
 from ._levy import order_of
 from ._path import AbstractMomentPath
 
@@ -237,7 +238,7 @@ class _Suite:
         tail = stats.chi2.cdf(square, z.size), stats.chi2.sf(square, z.size)
         self._note(f"{name}: variance", 2 * min(*tail), detail)
 
-    def _times(self, *values: float) -> np.ndarray:
+    def _times(self, *values: RealScalar) -> np.ndarray:
         return np.asarray(values, self.dtype)
 
     def scales(self) -> dict[float, tuple[float, ...]]:

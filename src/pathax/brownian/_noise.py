@@ -72,7 +72,8 @@ def threefry(
     return x, y
 
 
-def key_words(key: PRNGKeyArray | Array, stream: int) -> UInt32[Array, "2"]:
+@jax.jit
+def key_words(key: PRNGKeyArray | Array, stream: int | Array) -> UInt32[Array, "2"]:
     """Two key words for stream number `stream` of a JAX key of any implementation.
 
     The words of the key are absorbed two at a time through the cipher, so that keys

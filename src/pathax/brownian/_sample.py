@@ -7,6 +7,8 @@ over groups of terms keeps the memory at a small multiple of the answer's, and s
 groups that the interval does not need.
 """
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,21 @@ def draw(
     low = jnp.expand_dims(low, 1 - axis)
     high = None if high is None else jnp.expand_dims(high, 1 - axis)
     return normals(words, (low, high), jnp.asarray(element + rank), dtype)
+
+
+@ft.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def draw_top(
+    words: UInt32[Array, "2"],
+    shape: tuple[int, int],
+    is_deep: bool,
+    size: int,
+    dtype: np.dtype,
+) -> Float[Array, "ranks nodes size"]:
+    """The normals of `shape[0]` functions of the first `shape[1]` nodes."""
+    rank, node = np.indices(shape, np.uint32).reshape(2, -1)
+    low = jnp.asarray(node)
+    high = jnp.zeros_like(low) if is_deep else None
+    return draw(words, (low, high), rank, size, dtype).reshape(*shape, size)
 
 
 def total(

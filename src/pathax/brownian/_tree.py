@@ -23,7 +23,7 @@ from ._levy import order_of
 from ._noise import key_words
 from ._path import AbstractMomentPath, Standardised
 from ._query import Geometry, Position, expand
-from ._sample import draw, total, width
+from ._sample import draw_top, total, width
 
 
 # Relative slack, for tolerances that are a power of two up to rounding.
@@ -152,13 +152,11 @@ class VirtualBrownianTree(AbstractMomentPath):
     def _draw_cache(self) -> PyTree[Array]:
         """Normals of the top levels, `(order + 1, nodes, size)` a leaf of the shape."""
         shape = (self.order + 1, 2**self.cache_levels)
-        rank, node = np.indices(shape, np.uint32).reshape(2, -1)
-        low = jnp.asarray(node)
-        high = jnp.zeros_like(low) if self._geometry.is_deep else None
+        is_deep = self._geometry.is_deep
 
         def table(words, struct):
             size, dtype = element_count(struct), compute_dtype(struct.dtype)
-            return draw(words, (low, high), rank, size, dtype).reshape(*shape, size)
+            return draw_top(words, shape, is_deep, size, dtype)
 
         return jax.tree.map(table, self.key, self.shape)
 
