@@ -161,7 +161,7 @@ GridPath.__module__ = "pathax.brownian"
 def _lay_out(
     tree: AbstractMomentPath, ts: Float[Array, " n"], span: int
 ) -> tuple[Standardised, ...]:
-    """Moments over `[ts[i], ts[i + k]]` for all `i`, an entry for each `k` to `span`."""
+    """Moments over `[ts[i], ts[i + k]]` for all `i`, by `k` from 1 to `span`."""
     query = jax.vmap(lambda s, u: tree.standardised(s, u, tree.order + 1))
     return tuple(query(ts[:-k], ts[k:]) for k in range(1, span + 1))
 
