@@ -343,16 +343,13 @@ class _Suite:
             starts = np.concatenate([times[:1], times[:-1]])
             ends = np.concatenate([times[-1:], times[1:]])
             z = next(iter(self.sampler(starts, ends)))
-            joined, reached = z[:, 1], times[1]
-            for i in range(1, self.intervals):
-                theta = (np.float64(reached) - times[0]) / (
-                    np.float64(times[i + 1]) - times[0]
-                )
-                left, right = lg.split_matrices(order, float(theta))
-                joined = np.einsum("mn,kne->kme", left, joined) + np.einsum(
-                    "mn,kne->kme", right, z[:, i + 1]
-                )
-                reached = times[i + 1]
+            span = np.float64(times[-1]) - times[0]
+            joined = np.zeros_like(z[:, 0])
+            for k in range(self.intervals):
+                offset = (np.float64(times[k]) - times[0]) / span
+                fraction = (np.float64(times[k + 1]) - times[k]) / span
+                part = lg.piece_matrix(order, float(offset), float(fraction))
+                joined += np.einsum("mn,kne->kme", part, z[:, k + 1])
             worst = max(worst, float(np.max(np.abs(joined - z[:, 0]))))
         limit = 64 * eps * (order + 1)
         detail = "largest error of a normalised moment"

@@ -29,11 +29,19 @@ def split_matrices(order: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     `Z`, `Z'`, `Z''` are the normalised Legendre moments of an interval, of its first
     part (a fraction `theta`) and of its second part; `[Q_A Q_B]` has orthonormal rows.
     """
+    return piece_matrix(order, 0.0, theta), piece_matrix(order, theta, 1 - theta)
+
+
+def piece_matrix(order: int, offset: float, fraction: float) -> np.ndarray:
+    """What a piece of an interval adds to the moments: `Z = sum_pieces C Z_piece`.
+
+    The piece begins at `offset` and is `fraction` long, both as fractions of the
+    interval; in float64.
+    """
     y, w = gauss(order + 1)
     inner = _legendre64(y, order) * w[:, None]
-    left = math.sqrt(theta) * _legendre64(theta * y, order).T @ inner
-    right = _legendre64(theta + (1 - theta) * y, order).T @ inner
-    return left, math.sqrt(1 - theta) * right
+    outer = _legendre64(offset + fraction * y, order)
+    return math.sqrt(fraction) * outer.T @ inner
 
 
 @ft.cache
