@@ -51,8 +51,8 @@ def midpoint_filters(order: int) -> tuple[np.ndarray, np.ndarray]:
     The rows of `[G_A G_B]` are an orthonormal basis of the null space of `[Q_A Q_B]`,
     in other words Alpert's multiwavelets of degree `order` on the two halves. Another
     basis would be as correct in law but give another path for the same key, so the
-    choice is pinned down: the rows come from Gram-Schmidt applied to the odd and even
-    extensions of `p_order, ..., p_0` on the left half, whose parity alternates.
+    choice is pinned down: the rows come from Gram-Schmidt applied to `p_order, ...,
+    p_0` on the left half, so `G_A` is lower triangular with a positive diagonal.
     """
     q_left, q_right = split_matrices(order, 0.5)
     q = np.concatenate([q_left, q_right], axis=1)
