@@ -143,7 +143,9 @@ def _overlap(pieces: _Pieces, span: Array, points: int) -> _Overlap:
     length = pieces.length
     overlap = jnp.minimum(pieces.to_end, pieces.from_start)
     overlap = jnp.maximum(jnp.minimum(overlap, jnp.minimum(length, span)), 0)
-    begin, inside = jnp.maximum(pieces.start, 0), jnp.maximum(-pieces.start, 0)
+    # Kept in range where nothing overlaps: powers of far positions would overflow.
+    begin = jnp.clip(pieces.start, 0, span)
+    inside = jnp.clip(-pieces.start, 0, length)
     per_span = jnp.where(span > 0, 1 / span, 0)
     per_piece = jnp.where(length > 0, 1 / length, 0)
     mass = overlap * jnp.sqrt(per_span * per_piece)

@@ -73,13 +73,10 @@ def total(
     cache: Float[Array, "ranks nodes size"] | None,
 ) -> Float[Array, "rows size"]:
     """`Z[m] = sum_k coefficients[m, k] xi[k]` over all terms."""
+    if cache is None:
+        return _draw_all(terms, words, order, size)
     parts = []
-    if size < LANES and cache is None and width(size, order) == 1:
-        terms = [_joined(terms)]
     for term in terms:
-        if cache is None:
-            parts.append(_draw_and_weigh(term, words, size))
-            continue
         cached = term.level < cache.shape[1].bit_length() - 1
         if cached.any():
             table = _select(term, cached)
@@ -90,12 +87,52 @@ def total(
     return sum(parts[1:], start=parts[0])
 
 
-def _joined(terms: list[Terms]) -> Terms:
-    """All parts in one, padded to whole registers: one contraction instead of two.
+def _draw_all(
+    terms: list[Terms], words: UInt32[Array, "2"], order: int, size: int
+) -> Float[Array, "rows size"]:
+    """One contraction for a single query of a small path, one a part for a batch.
 
-    Not worth it at order 0, where coefficients are so cheap that the compiler fuses
-    them into the sum.
+    The two forms differ in speed alone: a contraction without batch axes costs a library
+    call, and one with them prefers operands that were not concatenated. At order 0
+    coefficients are so cheap that the compiler fuses them into the sum.
     """
+    ranks, levels = [t.rank for t in terms], [t.level for t in terms]
+
+    def parts(arrays, words):
+        split = [
+            Terms(c, low, high, rank, used, level)
+            for (c, low, high, used), rank, level in zip(
+                arrays, ranks, levels, strict=True
+            )
+        ]
+        drawn = [_draw_and_weigh(term, words, size) for term in split]
+        return sum(drawn[1:], start=drawn[0])
+
+    arrays = [(t.coefficients, t.low, t.high, t.used) for t in terms]
+    if size >= LANES or order == 0:
+        return parts(arrays, words)
+
+    @jax.custom_batching.custom_vmap
+    def single(arrays, words):
+        split = [
+            Terms(c, low, high, rank, used, level)
+            for (c, low, high, used), rank, level in zip(
+                arrays, ranks, levels, strict=True
+            )
+        ]
+        return _draw_and_weigh(_joined(split), words, size)
+
+    @single.def_vmap
+    def batch(axis_size, in_batched, arrays, words):
+        del axis_size
+        in_axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
+        return jax.vmap(parts, in_axes=tuple(in_axes))(arrays, words), True
+
+    return single(arrays, words)
+
+
+def _joined(terms: list[Terms]) -> Terms:
+    """All parts in one, padded to whole registers."""
     extra = -sum(term.rank.size for term in terms) % LANES
 
     def join(*parts):
