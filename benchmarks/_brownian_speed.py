@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,6 +243,12 @@ GRID_RATIOS = {
     "over diffeqsolve": ("pathax", "diffeqsolve"),
     "speedup": ("diffrax", "pathax"),
 }
+# A grid path that returns NaN off the grid instead of raising, and the barest path that
+# there is: `increments[round(t0 / step)]`.
+STORED_RATIOS = GRID_RATIOS | {
+    "unchecked over scan": ("pathax, check=False", "scan"),
+    "look-up over scan": ("bare look-up", "scan"),
+}
 
 
 def _on_grid(
@@ -263,19 +270,34 @@ def _scan(noise: jax.Array) -> jax.Array:
     return jax.lax.scan(step, jnp.ones(()), (jnp.asarray(np.diff(GRID)), noise))[0]
 
 
-def _grid_path(key: jax.Array):
-    return tree_maker("pathax", "W", (), 12, horizon=HORIZON)(key).on_grid(GRID)
+def _grid_path(key: jax.Array, check: bool = True):
+    tree = tree_maker("pathax", "W", (), 12, horizon=HORIZON)(key)
+    return tree.on_grid(GRID, check=check)
 
 
-def _stored_paths(batch: int):
+class _LookUp(diffrax.AbstractBrownianPath):
+    """The barest path: stored increments, found by rounding, nothing checked."""
+
+    increments: jax.Array
+    levy_area: type = eqx.field(static=True, default=diffrax.BrownianIncrement)
+    t0: float = eqx.field(static=True, default=0.0)
+    t1: float = eqx.field(static=True, default=HORIZON)
+
+    def evaluate(self, t0, t1=None, left=True, use_levy=False):
+        """The increment that begins nearest to `t0`."""
+        del t1, left, use_levy
+        return self.increments[jnp.round(t0 * (STEPS / HORIZON)).astype(jnp.int32)]
+
+
+def _stored_paths(batch: int, check: bool):
     """Paths on the grid, and which of their leaves differ from path to path."""
     if batch == 1:
-        return _grid_path(_keys(1)), None
-    some = [_grid_path(key) for key in _keys(2)]
+        return _grid_path(_keys(1), check), None
+    some = [_grid_path(key, check) for key in _keys(2)]
     same = lambda a, b: None if np.array_equal(a, b) else 0
     raw = jax.tree.map(_raw, some, is_leaf=_is_key)
     axes = jax.tree.map(same, *raw, is_leaf=_is_key)
-    paths = jax.vmap(_grid_path, out_axes=axes)(_keys(batch))
+    paths = jax.vmap(lambda key: _grid_path(key, check), out_axes=axes)(_keys(batch))
     return paths, axes
 
 
@@ -287,20 +309,31 @@ def _raw(x: Any) -> Any:
     return jax.random.key_data(x) if _is_key(x) else x
 
 
-def _stored_grid(stepping: str, batch: int) -> Contender:
+def _stored_grid(stepping: str, batch: int, check: bool = True) -> Contender:
     def make():
-        paths, axes = _stored_paths(batch)
+        paths, axes = _stored_paths(batch, check)
         solve = lambda path: _on_grid(path, stepping=stepping)
         return solve if batch == 1 else jax.vmap(solve, in_axes=(axes,)), (paths,)
 
-    return Contender("pathax", make)
+    return Contender("pathax" if check else "pathax, check=False", make)
+
+
+def _bare_look_up(stepping: str, batch: int) -> Contender:
+    def make():
+        solve = lambda noise: _on_grid(_LookUp(noise), stepping=stepping)
+        return _over_batch(solve, batch), (_stored_noise(batch),)
+
+    return Contender("bare look-up", make)
+
+
+def _stored_noise(batch: int) -> jax.Array:
+    shape = (STEPS,) if batch == 1 else (batch, STEPS)
+    return jax.random.normal(_keys(1), shape) * np.float32(STEPS**-0.5)
 
 
 def _stored_scan(batch: int) -> Contender:
     def make():
-        shape = (STEPS,) if batch == 1 else (batch, STEPS)
-        noise = jax.random.normal(_keys(1), shape) * np.float32(STEPS**-0.5)
-        return _over_batch(_scan, batch), (noise,)
+        return _over_batch(_scan, batch), (_stored_noise(batch),)
 
     return Contender("scan", make)
 
@@ -338,7 +371,12 @@ def grid_case(stored: bool, stepping: str, batch: int) -> Case:
         return _on_grid(build(key), stepping=stepping)
 
     if stored:
-        first = (_stored_grid(stepping, batch), _stored_scan(batch))
+        first = (
+            _stored_grid(stepping, batch),
+            _stored_grid(stepping, batch, check=False),
+            _bare_look_up(stepping, batch),
+            _stored_scan(batch),
+        )
     else:
         first = (_built("pathax", ours, batch), _built("scan", drawn_scan, batch))
     where = "stored" if stored else "built"
@@ -355,7 +393,7 @@ def grid_case(stored: bool, stepping: str, batch: int) -> Case:
             _without_noise(stepping, batch),
             _built("diffrax", diffrax_tree, batch),
         ),
-        ratios=GRID_RATIOS,
+        ratios=STORED_RATIOS if stored else GRID_RATIOS,
     )
 
 
