@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._inputs import RealScalar, as_time
-from ._path import AbstractMomentPath, Standardised
+from ._inputs import RealScalar, as_time, compute_dtype
+from ._path import AbstractMomentPath, Standardised, orientation
 
 
 # A query time is read as a grid time if within this fraction of the shortest step.
@@ -72,7 +72,8 @@ class GridPath(AbstractMomentPath):
     span: int = eqx.field(static=True)
     check: bool = eqx.field(static=True)
     tree: AbstractMomentPath
-    _tables: tuple[Standardised, ...]
+    _moments: tuple[PyTree[Array], ...]  # L_n over ts[i], ts[i + k], at entry k - 1
+    _lengths: tuple[Array, ...]
     _search: "_Search"
 
     def __init__(
@@ -92,7 +93,7 @@ class GridPath(AbstractMomentPath):
         self.tree, self.span, self.check = tree, span, check
         self._search = _Search(ts)
         self.ts = ts = jnp.asarray(ts)
-        self._tables = _lay_out(tree, ts, span)
+        self._moments, self._lengths = _lay_out(tree, ts, span)
 
     @property
     def shape(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -125,33 +126,47 @@ class GridPath(AbstractMomentPath):
             return self.tree.evaluate(t0, None, left, use_levy)
         return AbstractMomentPath.evaluate(self, t0, t1, left, use_levy)
 
-    def standardised(self, s: RealScalar, u: RealScalar, rows: int) -> Standardised:
+    def _oriented(
+        self, t0: RealScalar, t1: RealScalar, rows: int
+    ) -> tuple[PyTree[Array], Float[Array, ""]]:
+        """Moments from the tables: the fewer operations the faster the solve."""
         dtype = self.time_dtype()
-        s, u = as_time(s, dtype), as_time(u, dtype)
-        first = self._search(self.ts, s)
-        snap = _SNAP * self._search.shortest
-        last = self.ts.shape[0] - 1
-        steps = jnp.where(jnp.abs(self.ts[first] - u) <= snap, 0, -1)
-        for k in range(1, self.span + 1):
-            there = jnp.abs(self.ts[jnp.minimum(first + k, last)] - u) <= snap
-            steps = jnp.where(there & (first + k <= last), k, steps)
-        ok = (jnp.abs(self.ts[first] - s) <= snap) & (steps >= 0)
+        i, near0 = self._search(self.ts, as_time(t0, dtype))
+        j, near1 = self._search(self.ts, as_time(t1, dtype))
+        steps, first = jnp.abs(j - i), jnp.minimum(i, j)
+        ok = near0 & near1 & (steps <= self.span)
         if self.check:
             first = eqx.error_if(first, ~ok, _OFF_GRID)
+        flips = orientation(rows)
 
-        def pick(x):
-            return jax.lax.dynamic_index_in_dim(x, first, keepdims=False)
+        def pick(*tables):
+            out = jnp.zeros_like(tables[0][0])
+            for k, table in enumerate(tables, 1):
+                row = jax.lax.dynamic_index_in_dim(table, first, keepdims=False)
+                out = jnp.where(steps == k, row, out)
+            return out if self.check else jnp.where(ok, out, jnp.nan)
 
-        out = jax.tree.map(pick, self._tables[0])
-        if not self.check:
-            out = jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan), out)
-        for k in range(2, self.span + 1):
-            other = jax.tree.map(pick, self._tables[k - 1])
-            out = jax.tree.map(
-                lambda a, b, k=k: jnp.where(steps == k, b, a), out, other
-            )
-        length = jnp.where(steps == 0, 0, out.length)
-        return Standardised(jax.tree.map(lambda z: z[:rows], out.z), length)
+        def orient(*tables):
+            out = pick(*(table[:, :rows] for table in tables))
+            signs = flips.reshape(rows, *(1,) * (out.ndim - 1)).astype(out.dtype)
+            return jnp.where(j < i, signs * out, out)
+
+        length = pick(*self._lengths)
+        return jax.tree.map(orient, *self._moments), jnp.where(j < i, -length, length)
+
+    def standardised(self, s: RealScalar, u: RealScalar, rows: int) -> Standardised:
+        moments, length = self._oriented(s, u, rows)
+        positive = jnp.where(length > 0, length, 1)
+
+        def normalise(moment):
+            dtype = compute_dtype(moment.dtype)
+            norms = np.sqrt(2 * np.arange(rows, dtype=dtype) + 1)
+            norms = norms / jnp.sqrt(positive.astype(dtype))
+            norms = norms.reshape(rows, *(1,) * (moment.ndim - 1))
+            kind = jnp.promote_types(moment.dtype, dtype)
+            return norms.astype(kind) * moment.astype(kind)
+
+        return Standardised(jax.tree.map(normalise, moments), length)
 
 
 GridPath.__module__ = "pathax.brownian"
@@ -160,10 +175,12 @@ GridPath.__module__ = "pathax.brownian"
 @eqx.filter_jit
 def _lay_out(
     tree: AbstractMomentPath, ts: Float[Array, " n"], span: int
-) -> tuple[Standardised, ...]:
+) -> tuple[tuple[PyTree[Array], ...], tuple[Array, ...]]:
     """Moments over `[ts[i], ts[i + k]]` for all `i`, by `k` from 1 to `span`."""
-    query = jax.vmap(lambda s, u: tree.standardised(s, u, tree.order + 1))
-    return tuple(query(ts[:-k], ts[k:]) for k in range(1, span + 1))
+    query = jax.vmap(tree.moments)
+    steps = range(1, span + 1)
+    moments = tuple(query(ts[:-k], ts[k:]) for k in steps)
+    return moments, tuple(ts[k:] - ts[:-k] for k in steps)
 
 
 _Times = Float[Array, " n"] | Float[np.ndarray, " n"]
@@ -189,29 +206,30 @@ def check_grid(ts: _Times) -> _Times:
 
 
 class _Search(eqx.Module):
-    """Index of the nearest grid time, for times within the snapping distance of one.
+    """Index of the nearest grid time, and whether it is as good as equal.
 
     By division on a uniform grid; else through a table of equal buckets, if no bucket
     has many grid times; else, and for traced grids, by binary search.
     """
 
     start: Float[Array, ""]
-    per_bucket: Float[Array, ""]  # buckets per unit of time, as many as steps
-    shortest: Float[Array, ""]  # step
+    per_step: Float[Array, ""]  # one over the mean step
+    snap: Float[Array, ""]  # in units of time
     table: Int[Array, " buckets"] | None  # first grid time that may be in the bucket
     run: int = eqx.field(static=True)  # how many to compare with; 0: uniform
 
     def __init__(self, ts: _Times):
         self.start = jnp.asarray(ts[0])
-        self.shortest = jnp.asarray((ts[1:] - ts[:-1]).min())
+        self.snap = jnp.asarray((ts[1:] - ts[:-1]).min() * _SNAP).astype(ts.dtype)
         count = ts.shape[0] - 1
-        per_bucket = count / (ts[-1] - ts[0])
-        self.per_bucket = jnp.asarray(per_bucket)
+        per_step = count / (ts[-1] - ts[0])
+        self.per_step = jnp.asarray(per_step).astype(ts.dtype)
         self.table, self.run = None, _LONGEST_RUN + 1
         if isinstance(ts, Tracer):
             return
-        values, scale = np.asarray(ts, np.float64), float(per_bucket)
-        if np.abs((values - values[0]) * scale - np.arange(count + 1)).max() < 0.25:
+        values, scale = np.asarray(ts, np.float64), float(per_step)
+        uneven = np.abs((values - values[0]) * scale - np.arange(count + 1)).max()
+        if uneven < _SNAP / 2:
             self.run = 0
             return
         edges = values[0] + np.arange(count + 2) / scale
@@ -222,11 +240,22 @@ class _Search(eqx.Module):
         if self.run <= _LONGEST_RUN:
             self.table = jnp.asarray(np.minimum(first, count), jnp.int32)
 
-    def __call__(self, ts: Float[Array, " n"], t: Float[Array, ""]) -> Int[Array, ""]:
-        last = ts.shape[0] - 1
-        place = (t - self.start) * self.per_bucket
+    def __call__(
+        self, ts: Float[Array, " n"], t: Float[Array, ""]
+    ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+        place = (t - self.start) * self.per_step
         if self.run == 0:
-            return jnp.clip(jnp.round(place), 0, last).astype(jnp.int32)
+            index = jnp.round(place)
+            near = jnp.abs(place - index) <= _SNAP
+            inside = (index >= 0) & (index <= ts.shape[0] - 1)
+            return index.astype(jnp.int32), near & inside
+        nearest = self._compare(ts, t, place)
+        return nearest, jnp.abs(ts[nearest] - t) <= self.snap
+
+    def _compare(
+        self, ts: Float[Array, " n"], t: Float[Array, ""], place: Float[Array, ""]
+    ) -> Int[Array, ""]:
+        last = ts.shape[0] - 1
         if self.table is None:
             right = jnp.clip(jnp.searchsorted(ts, t), 1, last)
             nearer_left = t - ts[right - 1] < ts[right] - t

@@ -29,6 +29,11 @@ class Standardised(eqx.Module):
     length: Float[Array, ""]  # u - s, in the dtype of the times
 
 
+def orientation(rows: int) -> np.ndarray:
+    """What moments over an interval are multiplied by when it is run backward."""
+    return np.array([-((-1.0) ** n) for n in range(rows)])
+
+
 class AbstractMomentPath(diffrax.AbstractBrownianPath):
     """A Brownian path that knows the Legendre moments of its increments.
 
@@ -217,7 +222,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         out = self.standardised(
             jnp.where(backward, t1, t0), jnp.where(backward, t0, t1), rows
         )
-        flips = np.array([-((-1.0) ** n) for n in range(rows)])
+        flips = orientation(rows)
         norms = np.array([1 / math.sqrt(2 * n + 1) for n in range(rows)])
 
         def scale(z, struct):
