@@ -148,7 +148,7 @@ def _overlap(pieces: _Pieces, span: Array, points: int) -> _Overlap:
     inside = jnp.clip(-pieces.start, 0, length)
     per_span = jnp.where(span > 0, 1 / span, 0)
     per_piece = jnp.where(length > 0, 1 / length, 0)
-    mass = overlap * jnp.sqrt(per_span * per_piece)
+    mass = overlap * (jnp.sqrt(per_span) * jnp.sqrt(per_piece))
     nodes, weights = lg.gauss(points)
     dtype = span.dtype.type
     return _Overlap(
