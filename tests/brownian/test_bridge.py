@@ -1,5 +1,7 @@
 """Conditioning, replay, and paths made of others."""
 
+import itertools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ def test_law_between_knots(getkey):
     # E[p_m on [s, u] times the first moment of a knot interval], by quadrature.
     x, w = lg.gauss(40)
     cross = np.zeros((order + 1, KNOTS.size - 1))
-    for k, (a, b) in enumerate(zip(KNOTS[:-1], KNOTS[1:], strict=True)):
+    for k, (a, b) in enumerate(itertools.pairwise(KNOTS)):
         low, high = max(a, s), min(b, u)
         r = (low + (high - low) * x - s) / (u - s)
         p = np.polynomial.legendre.legvander(2 * r - 1, order)
@@ -63,7 +65,9 @@ def test_law_between_knots(getkey):
 def test_replay_gives_back_the_record(levy_area, getkey, precision):
     tree = Tree(0.0, 1.0, 2**-10, (3,), getkey(), levy_area)
     grid = jnp.linspace(0, 1, 6)
-    query = jax.jit(jax.vmap(lambda p, s, u: p.evaluate(s, u, use_levy=True), (None, 0, 0)))
+    query = jax.jit(
+        jax.vmap(lambda p, s, u: p.evaluate(s, u, use_levy=True), (None, 0, 0))
+    )
     recorded = query(tree, grid[:-1], grid[1:])
     path = px.brownian.replay(
         grid, recorded, tol=2**-10, key=getkey(), levy_area=levy_area
@@ -111,8 +115,8 @@ def test_bad_bridges(key):
         px.brownian.replay(ts, jnp.zeros(4), tol=0.1, key=key)
     with pytest.raises(ValueError, match="increase"):
         px.brownian.condition(ts[::-1], jnp.zeros(4), tol=0.1, key=key)
+    levy = diffrax.SpaceTimeTimeLevyArea(*4 * [jnp.zeros(3)])
     with pytest.raises(ValueError, match="order=2"):
-        levy = diffrax.SpaceTimeTimeLevyArea(*4 * [jnp.zeros(3)])
         px.brownian.replay(ts, levy, tol=0.1, key=key)
     path = px.brownian.condition(ts, jnp.zeros(4), tol=0.1, key=key)
     with pytest.raises(Exception, match="outside of its knots"):

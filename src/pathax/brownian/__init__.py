@@ -1,8 +1,8 @@
 """Brownian paths: one key gives a whole path and its time integrals, exact in law.
 
 A path of order `N` is known through its Legendre moments
-`L_n = int_s^u P_n(2 (r - s) / (u - s) - 1) dW_r`, `n = 0..N`, over any interval. They are
-independent normal variables, and the increments `W`, `H` and `K` of high-order SDE
+`L_n = int_s^u P_n(2 (r - s) / (u - s) - 1) dW_r`, `n = 0..N`, over any interval. They
+are independent normal variables, and the increments `W`, `H` and `K` of high-order SDE
 solvers are multiples of the first three.
 """
 

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
 from ._grid import check_grid
@@ -31,10 +32,10 @@ from ._tree import check_order, depth_for, element_count
 class BrownianBridge(AbstractMomentPath):
     """A Brownian path conditioned on its increments between knots.
 
-    Made by [`pathax.brownian.condition`][] and [`pathax.brownian.replay`][]. Between two
-    neighbouring knots it is a tree of its own, whose first moments are prescribed and
-    whose others are drawn: the exact conditional law, as moments over disjoint intervals
-    and of different degree are independent.
+    Made by [`pathax.brownian.condition`][] and [`pathax.brownian.replay`][]. Between
+    two neighbouring knots it is a tree of its own, whose first moments are prescribed
+    and whose others are drawn: the exact conditional law, as moments over disjoint
+    intervals and of different degree are independent.
 
     **Attributes:**
 
@@ -43,7 +44,8 @@ class BrownianBridge(AbstractMomentPath):
 
     **Raises:** a run-time error for queries outside of `[t0, t1]`.
 
-    **Cost.** That of two queries of a tree, and `O(knots order^2)` for the knots between.
+    **Cost.** That of two queries of a tree, and `O(knots order^2)` for the knots
+    between.
 
     **Gradients.** With respect to the prescribed values; none with respect to times.
 
@@ -83,7 +85,7 @@ class BrownianBridge(AbstractMomentPath):
         order: int | None = None,
     ):
         dtype = time_dtype(ts)
-        traced = isinstance(ts, jax.core.Tracer)
+        traced = isinstance(ts, Tracer)
         ts = check_grid((ts if traced else np.asarray(ts)).astype(dtype))
         order = check_order(order, levy_area)
         if len(given) > order + 1:
@@ -144,14 +146,19 @@ class BrownianBridge(AbstractMomentPath):
             between = jnp.arange(final + 1, dtype=jnp.int32)
             between = (between > i) & (between < j)
             parts = jnp.concatenate([roots, head[:, None], tail[:, None]], axis=1)
-            start = jnp.concatenate([self.ts[:-1] - s, jnp.zeros(1, dtype), (last[0] - s)[None]])
+            start = jnp.concatenate(
+                [self.ts[:-1] - s, jnp.zeros(1, dtype), (last[0] - s)[None]]
+            )
             length = jnp.concatenate(
                 [self.ts[1:] - self.ts[:-1], (first[1] - s)[None], (u - last[0])[None]]
             )
             used = jnp.concatenate([between, jnp.array([True]), (j > i)[None]])
             weights = chen_coefficients(
-                start.astype(kind), length.astype(kind), (u - s).astype(kind),
-                self.order, rows,
+                start.astype(kind),
+                length.astype(kind),
+                (u - s).astype(kind),
+                self.order,
+                rows,
             )
             weights = jnp.where(used[None, None], weights, 0)
             z = jnp.einsum("mqp,qpe->me", weights, parts, precision="highest")
@@ -176,7 +183,12 @@ class BrownianBridge(AbstractMomentPath):
 
         first, second = (position(t) for t in times)
         terms = expand(
-            self._geometry, first, second, self.order, self.order + 1, dtype,
+            self._geometry,
+            first,
+            second,
+            self.order,
+            self.order + 1,
+            dtype,
             width(size, self.order),
         )
         own = _block_words(words, block)
@@ -208,7 +220,9 @@ def _block_words(words: UInt32[Array, "2"], block: Array) -> UInt32[Array, "2"]:
     return jnp.stack(threefry((words[0], words[1]), counter))
 
 
-def _inner_shape(given: list[PyTree[Array]], count: int) -> PyTree[jax.ShapeDtypeStruct]:
+def _inner_shape(
+    given: list[PyTree[Array]], count: int
+) -> PyTree[jax.ShapeDtypeStruct]:
     leaves = [jax.tree.leaves(x) for x in given]
     if any(jax.tree.structure(x) != jax.tree.structure(given[0]) for x in given):
         raise ValueError("All prescribed moments must have one PyTree structure.")
@@ -219,13 +233,19 @@ def _inner_shape(given: list[PyTree[Array]], count: int) -> PyTree[jax.ShapeDtyp
                     f"Prescribed moments must be arrays of shape ({count}, ...), one "
                     f"entry for each interval between knots; got {x.shape}."
                 )
-    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), given[0])
+    structs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), given[0]
+    )
     return check_shape(structs)
 
 
 def _root_vectors(words, struct, given, lengths, order: int):
     """Normalised moments over each knot interval: given ones first, then drawn ones."""
-    dtype, size, count = compute_dtype(struct.dtype), element_count(struct), lengths.size
+    dtype, size, count = (
+        compute_dtype(struct.dtype),
+        element_count(struct),
+        lengths.size,
+    )
     lengths = lengths.astype(real_dtype(struct.dtype)).astype(dtype)
     rows = []
     for n, moment in enumerate(given):
@@ -284,8 +304,8 @@ def condition(
     for x in jax.tree.leaves(values):
         if x.shape[:1] != (len(ts),):
             raise ValueError(
-                f"`values` must be arrays of shape ({len(ts)}, ...), one entry for each "
-                f"time; got {x.shape}."
+                f"`values` must be arrays of shape ({len(ts)}, ...), one entry "
+                f"for each time; got {x.shape}."
             )
     increments = jax.tree.map(lambda x: x[1:] - x[:-1], values)
     return BrownianBridge(
@@ -309,8 +329,8 @@ def replay(
     - `ts`: the ends of the recorded intervals, increasing, shape `(n + 1,)`.
     - `increments`: `W` over each interval, a PyTree of arrays `(n, *shape)`; or a
       Diffrax increment (`BrownianIncrement`, `SpaceTimeLevyArea`,
-      `SpaceTimeTimeLevyArea`) of such PyTrees, which fixes `H` and `K` too. Moments that
-      are not given are drawn from their conditional law.
+      `SpaceTimeTimeLevyArea`) of such PyTrees, which fixes `H` and `K` too. Moments
+      that are not given are drawn from their conditional law.
     - `tol`, `key`, `levy_area`, `order`: as for
       [`pathax.brownian.VirtualBrownianTree`][].
 

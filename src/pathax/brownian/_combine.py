@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from ._inputs import RealScalar
@@ -74,7 +75,8 @@ class CombinedPath(AbstractMomentPath):
             return struct
         if self.factor.ndim != 2 or struct.shape[-1:] != self.factor.shape[1:]:
             raise ValueError(
-                "`factor` must be a matrix (e, d) with d the last axis of the path; got "
+                "`factor` must be a matrix (e, d) with d the last axis of the "
+                "path; got "
                 f"shapes {self.factor.shape} and {struct.shape}."
             )
         shape = (*struct.shape[:-1], self.factor.shape[0])
@@ -97,9 +99,10 @@ class CombinedPath(AbstractMomentPath):
         parts = [path.standardised(s, u, rows) for path in self.paths]
 
         def combine(*zs):
-            out = sum(
+            terms = [
                 w.astype(z.dtype) * z for w, z in zip(self.weights, zs, strict=True)
-            )
+            ]
+            out = sum(terms[1:], start=terms[0])
             if self.factor is None:
                 return out
             factor = self.factor.astype(out.dtype)
@@ -150,8 +153,8 @@ def mix(
     **Raises:** `ValueError` if `rho` is a number outside of `[-1, 1]`, or the paths
     differ in shape or order.
 
-    **Reference:** Cotter, Roberts, Stuart, White, "MCMC methods for functions: modifying
-    old algorithms to make them faster", Statistical Science 28 (2013).
+    **Reference:** Cotter, Roberts, Stuart, White, "MCMC methods for functions:
+    modifying old algorithms to make them faster", Statistical Science 28 (2013).
 
     **Example:**
 
@@ -164,7 +167,7 @@ def mix(
     >>> bool(px.brownian.mix(a, b, 1.0).evaluate(0.2) == a.evaluate(0.2))
     True
     """
-    if not isinstance(rho, jax.core.Tracer) and not -1 <= float(rho) <= 1:
+    if not isinstance(rho, Tracer) and not -1 <= float(rho) <= 1:
         raise ValueError(f"`rho` must be in [-1, 1]; got {rho}.")
     rho = jnp.asarray(rho)
     if not jnp.issubdtype(rho.dtype, jnp.floating):
@@ -190,7 +193,9 @@ def correlate(path: AbstractMomentPath, factor: Array) -> CombinedPath:
 
     >>> import jax, jax.numpy as jnp
     >>> import pathax as px
-    >>> path = px.brownian.VirtualBrownianTree(0.0, 1.0, 2**-10, (2,), jax.random.key(0))
+    >>> path = px.brownian.VirtualBrownianTree(
+    ...     0.0, 1.0, 2**-10, (2,), jax.random.key(0)
+    ... )
     >>> factor = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     >>> px.brownian.correlate(path, factor).evaluate(0.2, 0.3).shape
     (3,)

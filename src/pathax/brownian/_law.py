@@ -1,8 +1,8 @@
 """A statistical test suite for Brownian paths, of this library or any other.
 
-It knows a path by what it returns for intervals: the normalised moments `Z_0..Z_N`, that
-should be independent standard normal for disjoint intervals, satisfy Chen's relation for
-adjacent ones, and be functions of the key and the interval alone.
+It knows a path by what it returns for intervals: the normalised moments `Z_0..Z_N`,
+that should be independent standard normal for disjoint intervals, satisfy Chen's
+relation for adjacent ones, and be functions of the key and the interval alone.
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ class LawReport:
 
     **Attributes:**
 
+    - `passed`: whether all checks hold.
     - `checks`: one [`pathax.brownian.LawCheck`][] a test.
     - `variance_ratios`: sample variance over exact variance, by interval length (a
       fraction of the horizon), for each moment.
@@ -54,21 +55,19 @@ class LawReport:
     - `level`: the probability that a correct path fails any of the checks.
     """
 
+    passed: bool
     checks: tuple[LawCheck, ...]
     variance_ratios: dict[float, tuple[float, ...]]
     paths: int
     level: float
 
-    @property
-    def passed(self) -> bool:
-        """Whether all checks hold."""
-        return all(check.passed for check in self.checks)
-
     def __str__(self) -> str:
         lines = [f"law of a Brownian path: {self.paths} paths, level {self.level:g}"]
         for c in self.checks:
             mark = "ok  " if c.passed else "FAIL"
-            lines.append(f"{mark} {c.name:<34} {c.value:9.2e} ({c.limit:.1e}) {c.detail}")
+            lines.append(
+                f"{mark} {c.name:<34} {c.value:9.2e} ({c.limit:.1e}) {c.detail}"
+            )
         return "\n".join(lines)
 
 
@@ -134,11 +133,12 @@ def check_law(
     """Test the law and the consistency of a kind of Brownian path.
 
     Tested are: marginal laws on intervals of all lengths; variances on lengths from a
-    quarter of the horizon down to `2 tol`, at the end of the horizon too; joint whiteness
-    of the moments over adjacent intervals between random, very uneven times; the law of
-    a part given the whole (each asked for by itself); independence across keys and
-    elements; both ends in one leaf (an exact law or an error will do); Chen's relation
-    for random partitions; equal answers whatever the order of queries; orientation.
+    quarter of the horizon down to `2 tol`, at the end of the horizon too; joint
+    whiteness of the moments over adjacent intervals between random, very uneven times;
+    the law of a part given the whole (each asked for by itself); independence across
+    keys and elements; both ends in one leaf (an exact law or an error will do); Chen's
+    relation for random partitions; equal answers whatever the order of queries;
+    orientation.
 
     **Arguments:**
 
@@ -197,7 +197,9 @@ def check_law(
     suite.one_leaf()
     suite.chen()
     suite.deterministic()
-    return LawReport(tuple(suite.report(level)), ratios, paths, level)
+    checks = tuple(suite.report(level))
+    passed = all(check.passed for check in checks)
+    return LawReport(passed, checks, ratios, paths, level)
 
 
 @dataclasses.dataclass
@@ -224,8 +226,9 @@ class _Suite:
             out.append(LawCheck(name, worst >= limit, worst, limit, detail))
         return out + self.errors
 
-    def _note(self, name: str, p: float, detail: str) -> None:
-        p = float(p) if math.isfinite(p) else 0.0
+    def _note(self, name: str, p: Any, detail: str) -> None:
+        p = float(p)
+        p = p if math.isfinite(p) else 0.0
         self.p_values.setdefault(name, []).append((p, detail))
 
     def _note_normal(self, name: str, z: np.ndarray, detail: str) -> None:
@@ -271,13 +274,14 @@ class _Suite:
         from scipy import stats
 
         times = self._uneven_times(self.intervals + 1)
-        second, lagged, count = 0.0, 0.0, 0
-        for z in self.sampler(times[:-1], times[1:]):
-            z = z[..., :4].reshape(z.shape[0], -1)  # a few elements are enough
+        second, lagged, count = np.zeros(()), np.zeros(()), 0
+        for sample in self.sampler(times[:-1], times[1:]):
+            # A few elements are enough.
+            z = sample[..., :4].reshape(sample.shape[0], -1)
             second = second + z.T @ z
             lagged = lagged + z[1:].T @ z[:-1]
             count += z.shape[0]
-        size = second.shape[0]
+        size = len(second)
         deviation = second / count - np.eye(size)
         total = count * np.sum(deviation**2) / 2
         p = stats.chi2.sf(total, size * (size + 1) / 2)
@@ -317,7 +321,7 @@ class _Suite:
                 self._worst("part given whole: uncorrelated", cross / size)
 
     def one_leaf(self) -> None:
-        """Both ends of a query in one leaf: the law must be right, or an error raised."""
+        """Both ends of a query in one leaf: the right law, or an error."""
         start = self.t0 + self.tol * (np.floor(0.6 * (self.t1 - self.t0) / self.tol))
         starts = self._times(start + 0.30 * self.tol)
         ends = self._times(start + 0.55 * self.tol)
@@ -353,7 +357,9 @@ class _Suite:
             worst = max(worst, float(np.max(np.abs(joined - z[:, 0]))))
         limit = 64 * eps * (order + 1)
         detail = "largest error of a normalised moment"
-        self.errors.append(LawCheck("Chen's relation", worst <= limit, worst, limit, detail))
+        self.errors.append(
+            LawCheck("Chen's relation", worst <= limit, worst, limit, detail)
+        )
 
     def deterministic(self) -> None:
         """Same key and interval, same answer; from later to earlier, oriented."""

@@ -86,9 +86,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         moments, dt = self._oriented(t0, t1, order + 1)
         if not use_levy:
             return jax.tree.map(lambda m: m[0], moments)
-        lengths = jax.tree.map(
-            lambda s: dt.astype(real_dtype(s.dtype)), self.shape
-        )
+        lengths = jax.tree.map(lambda s: dt.astype(real_dtype(s.dtype)), self.shape)
         return from_moments(lengths, moments, order)
 
     @eqx.filter_jit
@@ -144,26 +142,26 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
     ) -> PyTree[Array]:
         """The Lévy area `A_ij = (int W^i dW^j - int W^j dW^i) / 2` between components.
 
-        The components are the last axis of each array of `shape`. `[t0, t1]` is cut into
-        `pieces` equal parts; on each the area is expanded in `terms` products of
-        neighbouring moments, and the parts are joined exactly. What is left out has mean
-        zero and variance `h^2 / (4 pieces (2 terms + 1))`, with `h = t1 - t0`.
+        The components are the last axis of each array of `shape`. `[t0, t1]` is cut
+        into `pieces` equal parts; on each the area is expanded in `terms` products of
+        neighbouring moments, and the parts are joined exactly. What is left out has
+        mean zero and variance `h^2 / (4 pieces (2 terms + 1))`, with `h = t1 - t0`.
 
         **Arguments:**
 
         - `t0`, `t1`: as for `evaluate`.
         - `terms`: between 0 and `order`, which is the default.
         - `pieces`: how many parts; the cost is that of as many queries.
-        - `tail`: `"moment"` adds a normal variable with the conditional variance of what
-          is left out. It is for weak approximation: the tails of two adjacent intervals
-          don't add up to the tail of their union.
+        - `tail`: `"moment"` adds a normal variable with the conditional variance of
+          what is left out. It is for weak approximation: the tails of two adjacent
+          intervals don't add up to the tail of their union.
         - `key`: for the tail, which is a function of this key and of the two times.
 
         **Returns:** a PyTree like `shape` of antisymmetric arrays `(*shape, d)`, `d`
         being the last axis; unit of time.
 
-        **Raises:** `ValueError` if `terms` exceeds the order, `pieces < 1`, an array has
-        no last axis, or a tail comes without a key.
+        **Raises:** `ValueError` if `terms` exceeds the order, `pieces < 1`, an array
+        has no last axis, or a tail comes without a key.
 
         **Reference:** Foster, Lyons, Oberhauser, "An optimal polynomial approximation
         of Brownian motion", SIAM J. Numer. Anal. 58 (2020); Kuznetsov's expansion in
@@ -189,17 +187,19 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
             raise ValueError('`tail="moment"` and `key=...` go together.')
         return polynomial_area(self, t0, t1, terms, pieces, key)
 
-    def on_grid(self, ts: Array, *, span: int = 1, check: bool = True) -> "AbstractMomentPath":
+    def on_grid(
+        self, ts: Array, *, span: int = 1, check: bool = True
+    ) -> "AbstractMomentPath":
         """This path on a fixed grid, laid out once, looked up in constant time.
 
-        For fixed-step solves and save grids. The values are those of this path (to a few
-        units in the last place), so a solve on the grid has the same noise as an
+        For fixed-step solves and save grids. The values are those of this path (to a
+        few units in the last place), so a solve on the grid has the same noise as an
         adaptive one.
 
         **Arguments:**
 
-        - `ts`: increasing times in `[t0, t1]`, shape `(n,)`, `n >= 2`. Use the times that
-          the solver takes: `diffrax.StepTo(ts)`, or
+        - `ts`: increasing times in `[t0, t1]`, shape `(n,)`, `n >= 2`. Use the times
+          that the solver takes: `diffrax.StepTo(ts)`, or
           [`pathax.brownian.step_times`][] for `diffrax.ConstantStepSize`.
         - `span`: the longest query, in grid steps (2 for `diffrax.HalfSolver` on a grid
           that has the midpoints).

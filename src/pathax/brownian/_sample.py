@@ -92,9 +92,9 @@ def _draw_all(
 ) -> Float[Array, "rows size"]:
     """One contraction for a single query of a small path, one a part for a batch.
 
-    The two forms differ in speed alone: a contraction without batch axes costs a library
-    call, and one with them prefers operands that were not concatenated. At order 0
-    coefficients are so cheap that the compiler fuses them into the sum.
+    The two forms differ in speed alone: a contraction without batch axes costs a
+    library call, and one with them prefers operands that were not concatenated. At
+    order 0 coefficients are so cheap that the compiler fuses them into the sum.
     """
     ranks, levels = [t.rank for t in terms], [t.level for t in terms]
 

@@ -38,51 +38,51 @@ class VirtualBrownianTree(AbstractMomentPath):
 
     **Model.** Over any interval of length `h`, the moments
     `L_n = int P_n(2 (r - s) / h - 1) dW_r` (`P_n` Legendre) are independent
-    `N(0, h / (2n + 1))`; `L_0 = W`, `L_1 = -2 H`, `L_2 = 12 K`. The path is the sum, over
-    the nodes of a dyadic tree on `[t0, t1]`, of Alpert's multiwavelets of degree `order`
-    times i.i.d. normals, and inside a leaf it is conditioned on the leaf's moments.
-    Moments over an interval are inner products with these functions. The joint law of
-    all queries is exact if no leaf holds two different query times; if both ends of one
-    query are in one leaf, the law of that increment is exact, but its joint law with
-    other queries inside the same leaf is not.
+    `N(0, h / (2n + 1))`; `L_0 = W`, `L_1 = -2 H`, `L_2 = 12 K`. The path is the sum,
+    over the nodes of a dyadic tree on `[t0, t1]`, of Alpert's multiwavelets of degree
+    `order` times i.i.d. normals, and inside a leaf it is conditioned on the leaf's
+    moments. Moments over an interval are inner products with these functions. The joint
+    law of all queries is exact if no leaf holds two different query times; if both ends
+    of one query are in one leaf, the law of that increment is exact, but its joint law
+    with other queries inside the same leaf is not.
 
     **Arguments:**
 
     - `t0`: start of the time interval; unit of time; may be traced.
     - `t1`: end of it, or `None` for a horizon without end (then queries may go up to
-      `2^30` leaves after `t0`, or `2^52` in float64; the path does not depend on how far
-      anybody looked).
+      `2^30` leaves after `t0`, or `2^52` in float64; the path does not depend on how
+      far anybody looked).
     - `tol`: the largest length of a leaf; unit of time. Let it be smaller than half of
       the smallest step. `None` is the finest that the dtype of the times resolves.
-    - `shape`: a tuple of integers, or a PyTree of `jax.ShapeDtypeStruct` of any floating
-      or complex dtype.
+    - `shape`: a tuple of integers, or a PyTree of `jax.ShapeDtypeStruct` of any
+      floating or complex dtype.
     - `key`: a JAX random key.
     - `levy_area`: the class of increments: `diffrax.BrownianIncrement` (W),
       `diffrax.SpaceTimeLevyArea` (W, H) or `diffrax.SpaceTimeTimeLevyArea` (W, H, K).
-    - `order`: instead of `levy_area`, how many moments beyond the first; any integer >= 0.
-      Paths of different orders are different for the same key.
+    - `order`: instead of `levy_area`, how many moments beyond the first; any integer >=
+      0. Paths of different orders are different for the same key.
     - `cache_levels`: store the normals of this many levels from the top, instead of
       drawing them at each query. Takes `2^cache_levels (order + 1)` arrays of the given
       shape, and changes no value.
 
     **Raises:** `ValueError` or `TypeError` for a tolerance that is not positive, not
-    resolved by the dtype of the times or longer than the interval, for `t0 >= t1`, for a
-    levy area that is not one of the three classes, for shapes and keys of a wrong kind.
-    At run time, an error if a query is outside of `[t0, t1]`.
+    resolved by the dtype of the times or longer than the interval, for `t0 >= t1`, for
+    a levy area that is not one of the three classes, for shapes and keys of a wrong
+    kind. At run time, an error if a query is outside of `[t0, t1]`.
 
     **Cost.** With `D = ceil(log2((t1 - t0) / tol))`, a query draws up to
     `(2D + 4) (order + 1)` normals an element of the shape, all at once, and computes
-    their coefficients in `O(D order^3)` flops that don't depend on the shape. Memory is a
-    few times that of the answer. If `t0` or `t1` is traced, `D` is the largest that the
-    dtype allows. New times or keys don't recompile.
+    their coefficients in `O(D order^3)` flops that don't depend on the shape. Memory is
+    a few times that of the answer. If `t0` or `t1` is traced, `D` is the largest that
+    the dtype allows. New times or keys don't recompile.
 
     **Gradients.** None with respect to times (an error); none with respect to the key.
     Solves with any adjoint are differentiable in parameters and initial state.
 
     **Precision.** In float32 normalised moments are accurate to 1e-6 at every scale,
-    orders up to 6. The stream of normals is pinned: it depends on the key, the dtype and
-    the order, not on the JAX version. The numbers of a scalar and a batched query agree
-    to a few units in the last place.
+    orders up to 6. The stream of normals is pinned: it depends on the key, the dtype
+    and the order, not on the JAX version. The numbers of a scalar and a batched query
+    agree to a few units in the last place.
 
     **Reference:** Jelinčič, Foster, Kidger, "Single-seed generation of Brownian paths
     and integrals for adaptive and high order SDE solvers", arXiv:2405.06464 (the tree,
@@ -180,7 +180,11 @@ class VirtualBrownianTree(AbstractMomentPath):
 
         def leaf(words, struct, cache):
             z = total(
-                expansions[self._kind(struct)], words, self.order, element_count(struct), cache
+                expansions[self._kind(struct)],
+                words,
+                self.order,
+                element_count(struct),
+                cache,
             )
             if jnp.issubdtype(struct.dtype, jnp.complexfloating):
                 real, imaginary = jnp.split(z, 2, axis=1)
@@ -204,7 +208,10 @@ class VirtualBrownianTree(AbstractMomentPath):
         dtype = self.time_dtype()
         count = dtype.type(2.0**self.depth)
         if self._geometry.unbounded:
-            first, second = (s - self.t0) / self.leaf_length, (u - self.t0) / self.leaf_length
+            first, second = (
+                (s - self.t0) / self.leaf_length,
+                (u - self.t0) / self.leaf_length,
+            )
             slack = dtype.type(0)
         else:
             length = self.t1 - self.t0
@@ -264,8 +271,8 @@ def _check_cache(cache_levels: int, geometry: Geometry) -> int:
         )
     if cache_levels and geometry.unbounded:
         raise ValueError(
-            "A tree without end (`t1=None`) has no top to cache: `cache_levels` must be "
-            "0."
+            "A tree without end (`t1=None`) has no top to cache: write "
+            "`cache_levels=0`."
         )
     return cache_levels
 
@@ -278,8 +285,8 @@ def _plan(
     if t1 is None:
         if step is None:
             raise ValueError(
-                "A tree without end (`t1=None`) needs a `tol`, its unit of time. Let it "
-                "be half of the smallest step."
+                "A tree without end (`t1=None`) needs a `tol`, its unit of time. Let "
+                "it be half of the smallest step."
             )
         return Geometry(30 if dtype.itemsize < 8 else 52, unbounded=True), step
     start, end = concrete(t0), concrete(t1)
@@ -287,8 +294,8 @@ def _plan(
         return Geometry(np.finfo(dtype).nmant, unbounded=False), None
     if not (math.isfinite(start) and math.isfinite(end)):
         raise ValueError(
-            f"`t0` and `t1` must be finite; got {start} and {end}. Write `t1=None` for a "
-            "horizon without end."
+            f"`t0` and `t1` must be finite; got {start} and {end}. Write `t1=None` "
+            "for a horizon without end."
         )
     if not start < end:
         raise ValueError(f"`t0` must be strictly less than `t1`; got {start}, {end}.")
@@ -298,8 +305,9 @@ def _plan(
         return Geometry(int(math.log2(length / resolution)), unbounded=False), None
     if step < resolution * (1 - _SLACK):
         raise ValueError(
-            f"`tol` must be at least {resolution:.3g}, the spacing of {dtype.name} times "
-            f"in [{start}, {end}]; got {step}. Write `tol={resolution:.6g}` or `tol=None`"
+            f"`tol` must be at least {resolution:.3g}, the spacing of {dtype.name} "
+            f"times in [{start}, {end}]; got {step}. Write `tol={resolution:.6g}` "
+            "or `tol=None`"
             + ("." if dtype.itemsize == 8 else ", or use float64 times.")
         )
     return Geometry(depth_for(length, step), unbounded=False), None
@@ -310,8 +318,8 @@ def check_tolerance(tol: Any) -> float:
     step = concrete(tol)
     if step is None:
         raise ValueError(
-            "`tol` must be a number: it sets the depth of the tree, which is static. It "
-            "was traced; pass it as a Python float, or `tol=None` for the finest."
+            "`tol` must be a number: it sets the depth of the tree, which is static. "
+            "It was traced; pass it as a Python float, or `tol=None` for the finest."
         )
     if not (math.isfinite(step) and step > 0):
         raise ValueError(f"`tol` must be positive and finite; got {step}.")
