@@ -24,8 +24,9 @@ def _tree(order, *, tol=2.0**-18, shape=(), t0=0.0, t1=1.0):
 
 
 def _check(make_path, key, paths, **kwargs):
+    batch = min(paths, 10_000)
     return px.brownian.check_law(
-        make_path, key=key, paths=paths, level=LEVEL, batch=paths, **kwargs
+        make_path, key=key, paths=paths, level=LEVEL, batch=batch, **kwargs
     )
 
 
