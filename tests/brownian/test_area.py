@@ -50,6 +50,14 @@ def test_tail_restores_the_variance(key):
     assert np.all(np.abs(rough @ w / 8000) < 6 * np.sqrt(h**3 / 4 / 8000) * 1.5)
 
 
+def test_tail_in_half_precision(key):
+    shape = jax.ShapeDtypeStruct((3,), jnp.bfloat16)
+    tree = Tree(0.0, 1.0, 2**-8, shape, key, order=1)
+    area = tree.space_space_area(0.1, 0.6, tail="moment", key=key)
+    assert area.dtype == jnp.bfloat16
+    assert bool(jnp.all(area == -area.T))
+
+
 def test_chen_defect_is_what_the_residuals_predict(key):
     """`A[s,u] - (A[s,r] + A[r,u] + W ^ W / 2)` has the variance of the truncations."""
     order, paths, (s, r, u) = 1, 8000, (0.1, 0.35, 0.8)
@@ -90,6 +98,9 @@ def test_bad_areas(key):
         tree.space_space_area(0.0, 1.0, pieces=0)
     with pytest.raises(ValueError, match="go together"):
         tree.space_space_area(0.0, 1.0, tail="moment")
+    with pytest.raises(ValueError, match="real components"):
+        shape = jax.ShapeDtypeStruct((2,), jnp.complex64)
+        Tree(0.0, 1.0, 2**-8, shape, key).space_space_area(0.0, 1.0)
     with pytest.raises(ValueError, match=r"shape=\(d,\)"):
         Tree(0.0, 1.0, 2**-8, (), key).space_space_area(0.0, 1.0)
 

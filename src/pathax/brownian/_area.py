@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._inputs import as_time
+from ._inputs import as_time, compute_dtype
 from ._noise import key_words, normals
 
 
@@ -84,7 +84,8 @@ def _tail(key, stream: int, s, u, moments, length, terms: int):
             words = key_words(words, 1)
     element = np.arange(variance.size, dtype=np.uint32).reshape(variance.shape)
     zero = jnp.zeros(variance.shape, jnp.uint32)
-    z = normals(words, (zero, None), jnp.asarray(element), np.dtype(dtype))
+    z = normals(words, (zero, None), jnp.asarray(element), compute_dtype(dtype))
+    z = z.astype(dtype)
     upper = np.triu(np.ones((d, d), bool), 1)
     noise = jnp.where(jnp.broadcast_to(upper, z.shape), z * jnp.sqrt(variance), 0)
     return noise - jnp.swapaxes(noise, -1, -2)

@@ -7,7 +7,7 @@ area are fixed linear or bilinear functions of them, written once, here.
 
 import abc
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -181,6 +181,14 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
                 "The area is between components, along the last axis: a path of shape "
                 "() has none. Write `shape=(d,)`."
             )
+        if any(
+            jnp.issubdtype(s.dtype, jnp.complexfloating)
+            for s in jax.tree.leaves(self.shape)
+        ):
+            raise ValueError(
+                "The area is defined for real components. Give real and imaginary parts "
+                "as two components of a real path."
+            )
         if tail not in (None, "moment"):
             raise ValueError(f'`tail` must be None or "moment"; got {tail!r}.')
         if (tail is None) != (key is None):
@@ -188,7 +196,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         return polynomial_area(self, t0, t1, terms, pieces, key)
 
     def on_grid(
-        self, ts: Array, *, span: int = 1, check: bool = True
+        self, ts: Any, *, span: int = 1, check: bool = True
     ) -> "AbstractMomentPath":
         """This path on a fixed grid, laid out once, looked up in constant time.
 
