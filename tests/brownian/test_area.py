@@ -98,8 +98,8 @@ def test_bad_areas(key):
         tree.space_space_area(0.0, 1.0, pieces=0)
     with pytest.raises(ValueError, match="go together"):
         tree.space_space_area(0.0, 1.0, tail="moment")
+    shape = jax.ShapeDtypeStruct((2,), jnp.complex64)
     with pytest.raises(ValueError, match="real components"):
-        shape = jax.ShapeDtypeStruct((2,), jnp.complex64)
         Tree(0.0, 1.0, 2**-8, shape, key).space_space_area(0.0, 1.0)
     with pytest.raises(ValueError, match=r"shape=\(d,\)"):
         Tree(0.0, 1.0, 2**-8, (), key).space_space_area(0.0, 1.0)

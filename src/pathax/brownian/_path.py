@@ -186,8 +186,8 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
             for s in jax.tree.leaves(self.shape)
         ):
             raise ValueError(
-                "The area is defined for real components. Give real and imaginary parts "
-                "as two components of a real path."
+                "The area is defined for real components. Give real and imaginary "
+                "parts as two components of a real path."
             )
         if tail not in (None, "moment"):
             raise ValueError(f'`tail` must be None or "moment"; got {tail!r}.')
