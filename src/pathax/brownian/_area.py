@@ -12,6 +12,7 @@ Areas of adjacent intervals join by Chen's relation,
 `A = A' + A'' + (W' x W'' - W'' x W') / 2`.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,16 +21,22 @@ from ._inputs import as_time, compute_dtype
 from ._noise import key_words, normals
 
 
+@eqx.filter_jit
 def polynomial_area(path, t0, t1, terms: int, pieces: int, key):
     """`AbstractMomentPath.space_space_area`, after its checks."""
     dtype = path.time_dtype()
     t0, t1 = as_time(t0, dtype), as_time(t1, dtype)
-    grid = t0 + (t1 - t0) * np.linspace(0, 1, pieces + 1).astype(dtype)
+    steps = (t1 - t0) * np.linspace(0, 1, pieces + 1).astype(dtype)
+    # Rounded before the sum everywhere, as another time is another value of the path.
+    grid = t0 + jax.lax.optimization_barrier(steps)
     grid = grid.at[0].set(t0).at[-1].set(t1)
     moments = jax.vmap(path.moments)(grid[:-1], grid[1:])  # (pieces, N+1, ..., d)
     backward = t1 < t0
 
-    areas = jax.tree.map(lambda m: _join(_within(m, terms), m[:, 0]), moments)
+    def area(m):
+        return _antisymmetric(_join(_within(m, terms), m[:, 0]))
+
+    areas = jax.tree.map(area, moments)
     if key is None:
         return areas
     length = jnp.abs(t1 - t0) / pieces
@@ -41,6 +48,18 @@ def polynomial_area(path, t0, t1, terms: int, pieces: int, key):
     tails = [jnp.where(backward, -tail, tail) for tail in tails]
     totals = [area + tail for area, tail in zip(leaves, tails, strict=True)]
     return jax.tree.unflatten(treedef, totals)
+
+
+def _antisymmetric(x):
+    """The part above the diagonal, and its negative below it.
+
+    What is antisymmetric in real numbers is not once a compiler fuses products with
+    sums.
+    """
+    d = x.shape[-1]
+    upper = jnp.broadcast_to(np.triu(np.ones((d, d), bool), 1), x.shape)
+    half = jnp.where(upper, x, 0)
+    return half - jnp.swapaxes(half, -1, -2)
 
 
 def _wedge(x, y):
@@ -67,14 +86,12 @@ def _join(areas, increments):
 
 def _tail(key, stream: int, s, u, moments, length, terms: int):
     """A normal variable with the conditional variance of the neglected terms."""
-    d = moments.shape[-1]
     dtype = moments.dtype
     length = length.astype(dtype)
-    last = moments[:, terms] ** 2 * (2 * terms + 1) / length  # Z_N^2
+    last = moments[:, terms] ** 2 * (2 * terms + 1) * length  # Z_N^2 length^2
     pair = last[..., :, None] + last[..., None, :]
     variance = jnp.sum(
-        length**2 / 4 * (pair / (4 * (terms + 1) ** 2 - 1) + 1 / (2 * terms + 3)),
-        axis=0,
+        (pair / (4 * (terms + 1) ** 2 - 1) + length**2 / (2 * terms + 3)) / 4, axis=0
     )
     words = key_words(key, stream)
     for time in (s, u):
@@ -85,7 +102,4 @@ def _tail(key, stream: int, s, u, moments, length, terms: int):
     element = np.arange(variance.size, dtype=np.uint32).reshape(variance.shape)
     zero = jnp.zeros(variance.shape, jnp.uint32)
     z = normals(words, (zero, None), jnp.asarray(element), compute_dtype(dtype))
-    z = z.astype(dtype)
-    upper = np.triu(np.ones((d, d), bool), 1)
-    noise = jnp.where(jnp.broadcast_to(upper, z.shape), z * jnp.sqrt(variance), 0)
-    return noise - jnp.swapaxes(noise, -1, -2)
+    return _antisymmetric(z.astype(dtype) * jnp.sqrt(variance))

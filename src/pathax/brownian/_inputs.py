@@ -44,6 +44,11 @@ def as_time(t: RealScalar, dtype: np.dtype) -> Float[Array, ""]:
     return _constant(t).astype(dtype)
 
 
+def as_traced(t: Any) -> Any:
+    """A number as an array, for `eqx.filter_jit` to trace; anything else as it is."""
+    return np.asarray(t) if isinstance(t, int | float | np.generic) else t
+
+
 def time_dtype(*times: RealScalar) -> np.dtype:
     """The common floating dtype of some times, Python numbers being weak."""
     dtypes = [jnp.asarray(t).dtype for t in times if not isinstance(t, int | float)]

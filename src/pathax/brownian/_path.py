@@ -6,8 +6,10 @@ area are fixed linear or bilinear functions of them, written once, here.
 """
 
 import abc
+import functools as ft
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
 
 import diffrax
 import equinox as eqx
@@ -18,8 +20,25 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from . import _legendre as lg
 from ._area import polynomial_area
-from ._inputs import RealScalar, as_time, real_dtype
+from ._inputs import RealScalar, as_time, as_traced, real_dtype
 from ._levy import class_of, from_moments
+
+
+_Method = TypeVar("_Method", bound=Callable)
+
+
+def _compiled(method: _Method) -> _Method:
+    """`eqx.filter_jit` of a method whose first two arguments are times.
+
+    Python numbers become arrays, as each new one would be compiled in otherwise.
+    """
+    jitted = eqx.filter_jit(method)
+
+    @ft.wraps(method)
+    def call(self, t0, t1=None, *args, **kwargs):
+        return jitted(self, as_traced(t0), as_traced(t1), *args, **kwargs)
+
+    return cast(_Method, call)
 
 
 class Standardised(eqx.Module):
@@ -57,7 +76,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         """The class of increments, as Diffrax's solvers look it up."""
         return class_of(self.order)
 
-    @eqx.filter_jit
+    @_compiled
     def evaluate(
         self,
         t0: RealScalar,
@@ -89,7 +108,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         lengths = jax.tree.map(lambda s: dt.astype(real_dtype(s.dtype)), self.shape)
         return from_moments(lengths, moments, order)
 
-    @eqx.filter_jit
+    @_compiled
     def moments(self, t0: RealScalar, t1: RealScalar | None = None) -> PyTree[Array]:
         """The Legendre moments `L_n = int P_n(2 (r - t0) / (t1 - t0) - 1) dW_r`.
 
@@ -104,7 +123,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
             t0, t1 = self.t0, t0
         return self._oriented(t0, t1, self.order + 1)[0]
 
-    @eqx.filter_jit
+    @_compiled
     def time_integrals(
         self, t0: RealScalar, t1: RealScalar | None = None
     ) -> PyTree[Array]:
@@ -193,6 +212,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
             raise ValueError(f'`tail` must be None or "moment"; got {tail!r}.')
         if (tail is None) != (key is None):
             raise ValueError('`tail="moment"` and `key=...` go together.')
+        t0, t1 = as_traced(t0), as_traced(t1)
         return polynomial_area(self, t0, t1, terms, pieces, key)
 
     def on_grid(
