@@ -17,6 +17,9 @@ from ._path import AbstractMomentPath, Standardised, orientation
 # A query time is read as a grid time if within this fraction of the shortest step.
 _SNAP = 0.05
 
+# How many grid steps are laid out at once.
+_GROUP = 64
+
 # Longest run of grid points that a look-up compares with; beyond it, binary search.
 _LONGEST_RUN = 8
 
@@ -176,8 +179,20 @@ GridPath.__module__ = "pathax.brownian"
 def _lay_out(
     tree: AbstractMomentPath, ts: Float[Array, " n"], span: int
 ) -> tuple[tuple[PyTree[Array], ...], tuple[Array, ...]]:
-    """Moments over `[ts[i], ts[i + k]]` for all `i`, by `k` from 1 to `span`."""
-    query = jax.vmap(tree.moments)
+    """Moments over `[ts[i], ts[i + k]]` for all `i`, by `k` from 1 to `span`.
+
+    In groups, so that the normals of a group stay in cache.
+    """
+
+    def query(starts, ends):
+        count = starts.shape[0]
+        if count <= _GROUP:
+            return jax.vmap(tree.moments)(starts, ends)
+        padding = (0, -count % _GROUP)
+        pairs = jnp.pad(starts, padding, "edge"), jnp.pad(ends, padding, "edge")
+        out = jax.lax.map(lambda pair: tree.moments(*pair), pairs, batch_size=_GROUP)
+        return jax.tree.map(lambda x: x[:count], out)
+
     steps = range(1, span + 1)
     moments = tuple(query(ts[:-k], ts[k:]) for k in steps)
     return moments, tuple(ts[k:] - ts[:-k] for k in steps)
