@@ -80,6 +80,7 @@ def check_shape(shape: Any) -> PyTree[jax.ShapeDtypeStruct]:
             f"list {shape!r}. Write `{tuple(shape)!r}`."
         )
     if isinstance(shape, tuple) and all(isinstance(n, int | np.integer) for n in shape):
+        _check_sizes(shape)
         return jax.ShapeDtypeStruct(shape, jnp.result_type(float))
     structs = jax.tree.leaves(shape)
     if not structs:
@@ -90,8 +91,14 @@ def check_shape(shape: Any) -> PyTree[jax.ShapeDtypeStruct]:
                 "`shape` must be a tuple of integers or a PyTree of "
                 f"`jax.ShapeDtypeStruct`; got a leaf {struct!r}."
             )
+        _check_sizes(struct.shape)
         _check_dtype(struct.dtype)
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), shape)
+
+
+def _check_sizes(shape: tuple[int, ...]) -> None:
+    if any(n < 0 for n in shape):
+        raise ValueError(f"Sizes in `shape` must not be negative; got {shape}.")
 
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")

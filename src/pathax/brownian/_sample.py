@@ -24,6 +24,9 @@ LANES = 16
 # Elements of noise drawn at once; above it a query loops over groups of terms.
 _WIDE = 1 << 15
 
+# Elements of noise that a batch of queries draws at once on CPU, for its cache.
+_BATCH = 1 << 19
+
 
 def width(size: int, order: int) -> int:
     """What the number of terms of each part of an expansion must be a multiple of."""
@@ -90,45 +93,66 @@ def total(
 def _draw_all(
     terms: list[Terms], words: UInt32[Array, "2"], order: int, size: int
 ) -> Float[Array, "rows size"]:
-    """One contraction for a single query of a small path, one a part for a batch.
+    """All terms of one query, in the form that is fastest for it.
 
-    The two forms differ in speed alone: a contraction without batch axes costs a
-    library call, and one with them prefers operands that were not concatenated. At
-    order 0 coefficients are so cheap that the compiler fuses them into the sum.
+    The forms differ in speed and memory alone. A single query of a small path joins the
+    parts, as a contraction without batch axes costs a library call; at order 0 its
+    coefficients are so cheap that the compiler fuses them into the sum. A batch doesn't
+    join; for large paths it is drawn in groups that stay in cache, on CPU.
     """
     ranks, levels = [t.rank for t in terms], [t.level for t in terms]
+    arrays = [(t.coefficients, t.low, t.high, t.used) for t in terms]
 
-    def parts(arrays, words):
-        split = [
+    def restored(arrays):
+        return [
             Terms(c, low, high, rank, used, level)
             for (c, low, high, used), rank, level in zip(
                 arrays, ranks, levels, strict=True
             )
         ]
-        drawn = [_draw_and_weigh(term, words, size) for term in split]
+
+    def apart(arrays, words):
+        drawn = [_draw_and_weigh(term, words, size) for term in restored(arrays)]
         return sum(drawn[1:], start=drawn[0])
 
-    arrays = [(t.coefficients, t.low, t.high, t.used) for t in terms]
-    if size >= LANES or order == 0:
-        return parts(arrays, words)
-
-    @jax.custom_batching.custom_vmap
     def single(arrays, words):
-        split = [
-            Terms(c, low, high, rank, used, level)
-            for (c, low, high, used), rank, level in zip(
-                arrays, ranks, levels, strict=True
-            )
-        ]
-        return _draw_and_weigh(_joined(split), words, size)
+        if size >= LANES or order == 0:
+            return apart(arrays, words)
+        return _draw_and_weigh(_joined(restored(arrays)), words, size)
 
-    @single.def_vmap
-    def batch(axis_size, in_batched, arrays, words):
-        del axis_size
-        in_axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
-        return jax.vmap(parts, in_axes=tuple(in_axes))(arrays, words), True
+    count = sum(rank.size for rank in ranks)
+    batched = ft.partial(_batched, apart, max(1, _BATCH // max(1, count * size)))
+    query = jax.custom_batching.custom_vmap(single)
+    query.def_vmap(batched)
+    return query(arrays, words)
 
-    return single(arrays, words)
+
+def _batched(function, group: int, axis_size: int, in_batched, *args):
+    """A batching rule: `vmap`, but in groups on CPU, where a batch exceeds one."""
+    leaves, treedef = jax.tree.flatten(args)
+    mapped = jax.tree.leaves(in_batched)
+    constant = [x for x, m in zip(leaves, mapped, strict=True) if not m]
+    varying = tuple(x for x, m in zip(leaves, mapped, strict=True) if m)
+
+    def call(varying, constant):
+        sources = iter(varying), iter(constant)
+        merged = [next(sources[0] if m else sources[1]) for m in mapped]
+        return function(*jax.tree.unflatten(treedef, merged))
+
+    def at_once(varying, constant):
+        return jax.vmap(call, in_axes=(0, None))(varying, constant)
+
+    def in_groups(varying, constant):
+        size = next(
+            (g for g in range(group, group // 2, -1) if axis_size % g == 0), group
+        )
+        one = lambda x: call(x, constant)
+        return jax.lax.map(one, varying, batch_size=size)
+
+    if group >= axis_size:
+        return at_once(varying, constant), True
+    out = jax.lax.platform_dependent(varying, constant, cpu=in_groups, default=at_once)
+    return out, True
 
 
 def _joined(terms: list[Terms]) -> Terms:

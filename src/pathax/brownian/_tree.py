@@ -288,6 +288,9 @@ def _plan(
                 "A tree without end (`t1=None`) needs a `tol`, its unit of time. Let "
                 "it be half of the smallest step."
             )
+        start = concrete(t0)
+        if start is not None and not math.isfinite(start):
+            raise ValueError(f"`t0` must be finite; got {start}.")
         return Geometry(30 if dtype.itemsize < 8 else 52, unbounded=True), step
     start, end = concrete(t0), concrete(t1)
     if start is None or end is None:
