@@ -134,8 +134,10 @@ class GridPath(AbstractMomentPath):
     ) -> tuple[PyTree[Array], Float[Array, ""]]:
         """Moments from the tables: the fewer operations the faster the solve."""
         dtype = self.time_dtype()
-        i, near0 = self._search(self.ts, as_time(t0, dtype))
-        j, near1 = self._search(self.ts, as_time(t1, dtype))
+        own = (self._search, self.ts, self._lengths)
+        search, ts, lengths = jax.lax.stop_gradient(own)
+        i, near0 = search(ts, as_time(t0, dtype))
+        j, near1 = search(ts, as_time(t1, dtype))
         steps, first = jnp.abs(j - i), jnp.minimum(i, j)
         ok = near0 & near1 & (steps <= self.span)
         if self.check:
@@ -154,7 +156,7 @@ class GridPath(AbstractMomentPath):
             signs = flips.reshape(rows, *(1,) * (out.ndim - 1)).astype(out.dtype)
             return jnp.where(j < i, signs * out, out)
 
-        length = pick(*self._lengths)
+        length = pick(*lengths)
         return jax.tree.map(orient, *self._moments), jnp.where(j < i, -length, length)
 
     def standardised(self, s: RealScalar, u: RealScalar, rows: int) -> Standardised:

@@ -100,7 +100,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         """
         del left
         if t1 is None:
-            t0, t1 = self.t0, t0
+            t0, t1 = jax.lax.stop_gradient(self.t0), t0
         order = self.order if use_levy else 0
         moments, dt = self._oriented(t0, t1, order + 1)
         if not use_levy:
@@ -120,7 +120,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         **Returns:** a PyTree like `shape` of arrays `(order + 1, *shape)`.
         """
         if t1 is None:
-            t0, t1 = self.t0, t0
+            t0, t1 = jax.lax.stop_gradient(self.t0), t0
         return self._oriented(t0, t1, self.order + 1)[0]
 
     @_compiled
@@ -137,7 +137,7 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         **Returns:** a PyTree like `shape` of arrays `(order + 1, *shape)`.
         """
         if t1 is None:
-            t0, t1 = self.t0, t0
+            t0, t1 = jax.lax.stop_gradient(self.t0), t0
         moments, dt = self._oriented(t0, t1, self.order + 1)
 
         def integrals(m, struct):

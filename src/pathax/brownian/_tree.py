@@ -134,11 +134,11 @@ class VirtualBrownianTree(AbstractMomentPath):
 
         dtype = time_dtype(t0) if t1 is None else time_dtype(t0, t1)
         self._geometry, leaf_length = _plan(t0, t1, tol, dtype)
-        start = jnp.asarray(t0).astype(dtype)
+        start = as_time(t0, dtype)
         if t1 is None:
             end = jnp.asarray(jnp.inf, dtype)
         else:
-            end = jnp.asarray(t1).astype(dtype)
+            end = as_time(t1, dtype)
             if concrete(t0) is None or concrete(t1) is None:
                 start = eqx.error_if(
                     start, ~(start < end), "`t0` must be strictly less than `t1`."
@@ -207,16 +207,18 @@ class VirtualBrownianTree(AbstractMomentPath):
         """Both times in leaves, after the check that they are in range."""
         dtype = self.time_dtype()
         count = dtype.type(2.0**self.depth)
+        own = (self.t0, self.t1, self.leaf_length)
+        start, end, leaf_length = jax.lax.stop_gradient(own)
         if self._geometry.unbounded:
             first, second = (
-                (s - self.t0) / self.leaf_length,
-                (u - self.t0) / self.leaf_length,
+                (s - start) / leaf_length,
+                (u - start) / leaf_length,
             )
             slack = dtype.type(0)
         else:
-            length = self.t1 - self.t0
-            first = (s - self.t0) / length * count
-            second = (u - self.t0) / length * count
+            length = end - start
+            first = (s - start) / length * count
+            second = (u - start) / length * count
             slack = count * dtype.type(8 * np.finfo(dtype).eps)
         inside = (first >= -slack) & (second <= count + slack)
         first = eqx.error_if(
