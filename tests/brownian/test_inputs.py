@@ -232,6 +232,15 @@ def test_no_gradient_with_respect_to_the_first_time(tree):
         jax.jit(jax.grad(lambda s: jnp.sum(tree.evaluate(s, 0.7))))(0.2)
 
 
+def test_no_gradient_with_respect_to_the_ends(key):
+    for ends in (lambda t: (t, 1.0), lambda t: (0.0, t + 1)):
+        value = lambda t, ends=ends: jnp.sum(
+            Tree(*ends(t), None, (2,), key).evaluate(0.2, 0.7)
+        )
+        with pytest.raises(ValueError, match=NO_GRADIENT):
+            jax.grad(value)(0.1)
+
+
 def test_stopped_times_are_constants(tree):
     def value(u):
         return u * jnp.sum(tree.evaluate(0.2, jax.lax.stop_gradient(u)))

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import pathax as px
@@ -131,6 +132,25 @@ def test_increments_are_data_in_a_gradient(key):
 
     value, gradient = loss(2.0)
     _same(gradient, value / 2, abs(float(value)) + 1)
+
+
+@pytest.mark.parametrize("kind", ["tree", "endless", "grid"])
+def test_path_inside_of_what_is_differentiated(kind, key):
+    """As a field of a model, say: its own times have no gradient, and raise nothing."""
+    path = Tree(0.0, None if kind == "endless" else 1.0, TOL, (2,), key)
+    if kind == "grid":
+        path = path.on_grid(jnp.linspace(0, 1, 5))
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss(model):
+        scale, path = model
+        return scale * jnp.sum(path.evaluate(0.25, 0.5) ** 2 + path.evaluate(0.5) ** 2)
+
+    value, (gradient, of_path) = loss((jnp.asarray(2.0), path))
+    _same(gradient, value / 2, abs(float(value)) + 1)
+    for x in (of_path.t0, of_path.t1):
+        assert x == 0
 
 
 def test_paths_are_saved_and_compared(key):
