@@ -43,6 +43,7 @@ def test_headline_has_stable_keys_and_no_figure_without_a_case():
         "euler_speedup",
         "spark_speedup",
         "grid_vs_scan",
+        "grid_vs_scan_checked",
         "query_vs_rng_floor",
         "quicksort_order",
     }
@@ -59,7 +60,12 @@ def test_headline_reads_the_cases_that_exist():
         "solve/euler,batch=1": ratios("speedup", 10.0),
         "solve/euler,batch=100": ratios("speedup", 99.0),
         "solve/spark,batch=1": ratios("speedup", 7.0),
-        "grid/stored,steps=constant,batch=1": ratios("over scan", 1.5),
+        "grid/stored,steps=constant,batch=1": {
+            "ratios": {
+                "over scan": {"median": 30.0},
+                "unchecked over scan": {"median": 1.5},
+            }
+        },
         "floor/a": ratios("over floor", 3.0),
         "law/a": {"figures": {"worst pathax": 1.01}},
         "law/b": {"figures": {"worst pathax": 0.98}},
@@ -74,6 +80,7 @@ def test_headline_reads_the_cases_that_exist():
         "euler_speedup": 10.0,
         "spark_speedup": 7.0,
         "grid_vs_scan": 1.5,
+        "grid_vs_scan_checked": 30.0,
         "query_vs_rng_floor": 3.0,
         "quicksort_order": 3.0,
     }
