@@ -201,7 +201,7 @@ def test_links_between_pages(path: Path):
     """Relative links outside the site's own pages; mkdocs checks those inside."""
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text())
     local = [t for t in targets if "://" not in t and not t.startswith("mailto:")]
-    # Generated pages are included from a page one level up, which their links count from.
+    # Generated pages are included one level up, which their links count from.
     folder = path.parent.parent if path.parent.name == "generated" else path.parent
     missing = [t for t in local if not (folder / t).exists()]
     assert not missing, missing
