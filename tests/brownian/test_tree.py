@@ -496,3 +496,18 @@ def test_areas_join_exactly(key):
     whole = np.asarray(tree.space_space_area(s, u, pieces=2))
     _close(whole, sum(areas) + wedge(moments[0][0], moments[1][0]), eps)
     assert np.array_equal(whole, -whole.T)
+
+
+def test_areas_are_antisymmetric_in_any_program(key):
+    """Compilers fuse products into sums; and an area over no time is zero."""
+    tree = Tree(0.0, 1.0, TOL, (5,), key, order=1)
+
+    @jax.jit
+    def area(tree, u):
+        return tree.space_space_area(0.25, u, pieces=3, tail="moment", key=key)
+
+    for u in (0.75, 0.1):
+        value = np.asarray(area(tree, u))
+        assert np.array_equal(value, -value.T)
+        assert np.all(value[~np.eye(5, dtype=bool)] != 0)
+    assert np.array_equal(area(tree, 0.25), np.zeros((5, 5)))
