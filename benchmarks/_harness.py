@@ -23,7 +23,8 @@ NOT_SUBJECTS = {"report"}
 def subjects() -> list[str]:
     """Names of all subjects: the public modules beside this one."""
     folder = str(Path(__file__).parent)
-    names = (info.name for info in pkgutil.iter_modules([folder]))
+    modules = (info for info in pkgutil.iter_modules([folder]) if not info.ispkg)
+    names = (info.name for info in modules)
     return sorted(n for n in names if n[0] != "_" and n not in NOT_SUBJECTS)
 
 
