@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from ._inputs import RealScalar, as_time, compute_dtype
 from ._path import AbstractMomentPath, Standardised, orientation
@@ -76,7 +76,6 @@ class GridPath(AbstractMomentPath):
     check: bool = eqx.field(static=True)
     tree: AbstractMomentPath
     _moments: tuple[PyTree[Array], ...]  # L_n over ts[i], ts[i + k], at entry k - 1
-    _lengths: tuple[Array, ...]
     _search: "_Search"
 
     def __init__(
@@ -96,7 +95,7 @@ class GridPath(AbstractMomentPath):
         self.tree, self.span, self.check = tree, span, check
         self._search = _Search(ts)
         self.ts = ts = jnp.asarray(ts)
-        self._moments, self._lengths = _lay_out(tree, ts, span)
+        self._moments = _lay_out(tree, ts, span)
 
     @property
     def shape(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -134,30 +133,29 @@ class GridPath(AbstractMomentPath):
     ) -> tuple[PyTree[Array], Float[Array, ""]]:
         """Moments from the tables: the fewer operations the faster the solve."""
         dtype = self.time_dtype()
-        own = (self._search, self.ts, self._lengths)
-        search, ts, lengths = jax.lax.stop_gradient(own)
-        i, near0 = search(ts, as_time(t0, dtype))
-        j, near1 = search(ts, as_time(t1, dtype))
-        steps, first = jnp.abs(j - i), jnp.minimum(i, j)
-        ok = near0 & near1 & (steps <= self.span)
+        search, ts = jax.lax.stop_gradient((self._search, self.ts))
+        t0, t1 = as_time(t0, dtype), as_time(t1, dtype)
+        place = search.step if self.span == 1 and search.run == 0 else search.pair
+        first, steps, ok = place(ts, t0, t1)
+        ok = (ok & (steps <= self.span)) | (t0 == t1)
         if self.check:
             first = eqx.error_if(first, ~ok, _OFF_GRID)
-        flips = orientation(rows)
-
-        def pick(*tables):
-            out = jnp.zeros_like(tables[0][0])
-            for k, table in enumerate(tables, 1):
-                row = jax.lax.dynamic_index_in_dim(table, first, keepdims=False)
-                out = jnp.where(steps == k, row, out)
-            return out if self.check else jnp.where(ok, out, jnp.nan)
+        backward, flips = t1 < t0, orientation(rows)
 
         def orient(*tables):
-            out = pick(*(table[:, :rows] for table in tables))
+            out = _row(tables[0], first)[:rows]
+            for k, table in enumerate(tables[1:], 2):
+                out = jnp.where(steps == k, _row(table, first)[:rows], out)
             signs = flips.reshape(rows, *(1,) * (out.ndim - 1)).astype(out.dtype)
-            return jnp.where(j < i, signs * out, out)
+            out = jnp.where(backward, signs * out, out)
+            out = jnp.where(t0 == t1, jnp.zeros((), out.dtype), out)
+            return out if self.check else jnp.where(ok, out, jnp.nan)
 
-        length = pick(*lengths)
-        return jax.tree.map(orient, *self._moments), jnp.where(j < i, -length, length)
+        length = _row(ts, first + steps.astype(first.dtype)) - _row(ts, first)
+        length = jnp.where(backward, -length, jnp.where(t0 == t1, 0, length))
+        if not self.check:
+            length = jnp.where(ok, length, jnp.nan)
+        return jax.tree.map(orient, *self._moments), length
 
     def standardised(self, s: RealScalar, u: RealScalar, rows: int) -> Standardised:
         moments, length = self._oriented(s, u, rows)
@@ -180,7 +178,7 @@ GridPath.__module__ = "pathax.brownian"
 @eqx.filter_jit
 def _lay_out(
     tree: AbstractMomentPath, ts: Float[Array, " n"], span: int
-) -> tuple[tuple[PyTree[Array], ...], tuple[Array, ...]]:
+) -> tuple[PyTree[Array], ...]:
     """Moments over `[ts[i], ts[i + k]]` for all `i`, by `k` from 1 to `span`.
 
     In groups, so that the normals of a group stay in cache.
@@ -195,9 +193,11 @@ def _lay_out(
         out = jax.lax.map(lambda pair: tree.moments(*pair), pairs, batch_size=_GROUP)
         return jax.tree.map(lambda x: x[:count], out)
 
-    steps = range(1, span + 1)
-    moments = tuple(query(ts[:-k], ts[k:]) for k in steps)
-    return moments, tuple(ts[k:] - ts[:-k] for k in steps)
+    return tuple(query(ts[:-k], ts[k:]) for k in range(1, span + 1))
+
+
+def _row(table: Array, index: Integer[Array, ""]) -> Array:
+    return jax.lax.dynamic_index_in_dim(table, index, keepdims=False)
 
 
 _Times = Float[Array, " n"] | Float[np.ndarray, " n"]
@@ -229,18 +229,16 @@ class _Search(eqx.Module):
     has many grid times; else, and for traced grids, by binary search.
     """
 
-    start: Float[Array, ""]
-    per_step: Float[Array, ""]  # one over the mean step
-    snap: Float[Array, ""]  # in units of time
+    scale: Float[Array, "3"]  # start, one over the mean step, longest distance to snap
     table: Int[Array, " buckets"] | None  # first grid time that may be in the bucket
     run: int = eqx.field(static=True)  # how many to compare with; 0: uniform
 
     def __init__(self, ts: _Times):
-        self.start = jnp.asarray(ts[0])
-        self.snap = jnp.asarray((ts[1:] - ts[:-1]).min() * _SNAP).astype(ts.dtype)
         count = ts.shape[0] - 1
         per_step = count / (ts[-1] - ts[0])
-        self.per_step = jnp.asarray(per_step).astype(ts.dtype)
+        scale = jnp.stack([ts[0], per_step, (ts[1:] - ts[:-1]).min() * _SNAP])
+        # One array, as each one adds to the time of calling a compiled function.
+        self.scale = scale.astype(ts.dtype)
         self.table, self.run = None, _LONGEST_RUN + 1
         if isinstance(ts, Tracer):
             return
@@ -257,17 +255,44 @@ class _Search(eqx.Module):
         if self.run <= _LONGEST_RUN:
             self.table = jnp.asarray(np.minimum(first, count), jnp.int32)
 
+    def step(
+        self, ts: Float[Array, " n"], t0: Float[Array, ""], t1: Float[Array, ""]
+    ) -> tuple[Integer[Array, ""], Integer[Array, ""], Bool[Array, ""]]:
+        """As `pair`, for one step of a uniform grid: through its middle.
+
+        Solvers query in a loop of a few dozen scalar operations, so each one counts:
+        truncation is cheaper than rounding, one number cheaper than two.
+        """
+        start, per_step, _ = self.scale
+        to0, to1 = (t0 - start) * per_step, (t1 - start) * per_step
+        middle = (to0 + to1) / 2
+        first = middle.astype(jnp.uint32)  # spares the handling of negative indices
+        off_middle = jnp.abs(middle - first.astype(middle.dtype) - 0.5)
+        off_length = jnp.abs(jnp.abs(to1 - to0) - 1)
+        # The sum is the larger of the distances of the two ends from grid times.
+        near = off_middle + off_length / 2 <= _SNAP
+        return first, jnp.ones_like(first), near & (first < ts.shape[0] - 1)
+
+    def pair(
+        self, ts: Float[Array, " n"], t0: Float[Array, ""], t1: Float[Array, ""]
+    ) -> tuple[Integer[Array, ""], Integer[Array, ""], Bool[Array, ""]]:
+        """The earlier of the two grid times, the steps between, whether both are."""
+        i, near0 = self(ts, t0)
+        j, near1 = self(ts, t1)
+        return jnp.minimum(i, j), jnp.abs(j - i), near0 & near1
+
     def __call__(
         self, ts: Float[Array, " n"], t: Float[Array, ""]
     ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
-        place = (t - self.start) * self.per_step
+        start, per_step, snap = self.scale
+        place = (t - start) * per_step
         if self.run == 0:
             index = jnp.round(place)
             near = jnp.abs(place - index) <= _SNAP
             inside = (index >= 0) & (index <= ts.shape[0] - 1)
             return index.astype(jnp.int32), near & inside
         nearest = self._compare(ts, t, place)
-        return nearest, jnp.abs(ts[nearest] - t) <= self.snap
+        return nearest, jnp.abs(ts[nearest] - t) <= snap
 
     def _compare(
         self, ts: Float[Array, " n"], t: Float[Array, ""], place: Float[Array, ""]

@@ -1,0 +1,3 @@
+"""Optimizers as plain Optax transformations."""
+
+__all__: list[str] = []

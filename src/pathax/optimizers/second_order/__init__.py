@@ -1,0 +1,1 @@
+"""Optimizers that use curvature, one method a file."""
