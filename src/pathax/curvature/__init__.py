@@ -1,3 +1,35 @@
 """What a second-order method must know about a loss, as pure functions."""
 
-__all__: list[str] = []
+from ._bartlett import gauss_newton_bartlett_diagonal as gauss_newton_bartlett_diagonal
+from ._binding import bind as bind
+from ._blocks import block_average as block_average, block_axes as block_axes
+from ._hutchinson import (
+    hutchinson_diagonal as hutchinson_diagonal,
+    value_grad_and_hutchinson as value_grad_and_hutchinson,
+)
+from ._likelihoods import Likelihood as Likelihood
+from ._products import (
+    as_operator as as_operator,
+    fisher_mvp as fisher_mvp,
+    ggn_mvp as ggn_mvp,
+    hvp as hvp,
+)
+from ._rows import empirical_fisher_rows as empirical_fisher_rows
+
+
+Likelihood.__module__ = "pathax.curvature"
+
+__all__ = [
+    "Likelihood",
+    "as_operator",
+    "bind",
+    "block_average",
+    "block_axes",
+    "empirical_fisher_rows",
+    "fisher_mvp",
+    "gauss_newton_bartlett_diagonal",
+    "ggn_mvp",
+    "hutchinson_diagonal",
+    "hvp",
+    "value_grad_and_hutchinson",
+]

@@ -1,0 +1,212 @@
+"""The diagonal of a Hessian from products with random vectors."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from ._products import check_mode, real_hvp, second_derivatives
+from ._real import from_real
+from ._tree import in_real, local, mean_over, widen
+
+
+# Written out rather than taken from matfree: products must be averaged over devices
+# before a modulus is taken, one product comes with the value and the gradient, and
+# probes run one after another so that memory does not grow with their number.
+
+
+def _signs(key: Array, leaf: Array) -> Array:
+    return jax.random.rademacher(key, leaf.shape, leaf.dtype)
+
+
+def _normals(key: Array, leaf: Array) -> Array:
+    return jax.random.normal(key, leaf.shape, leaf.dtype)
+
+
+_PROBES: dict[str, Callable[[Array, Array], Array]] = {
+    "rademacher": _signs,
+    "normal": _normals,
+}
+
+
+def _check(num_samples: int, distribution: str, hvp_mode: str) -> None:
+    check_mode(hvp_mode)
+    if num_samples < 1:
+        raise ValueError(f"`num_samples` must be at least 1; got {num_samples}")
+    if distribution not in _PROBES:
+        names = ", ".join(map(repr, _PROBES))
+        raise ValueError(
+            f"there is no distribution {distribution!r} of probes; {names} are"
+        )
+
+
+def _draw(key: Array, x: PyTree, distribution: str) -> PyTree:
+    leaves, treedef = jax.tree.flatten(x)
+    sample = _PROBES[distribution]
+    keyed = [(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
+    return treedef.unflatten([sample(k, leaf) for k, leaf in keyed])
+
+
+def _estimate(z: PyTree, q: PyTree, absolute: bool, axis_name: Any) -> PyTree:
+    """`z q`, or `|q|`, of one probe; the mean over devices comes first."""
+    q = mean_over(widen(q), axis_name)
+    if absolute:
+        return jax.tree.map(jnp.abs, q)
+    return jax.tree.map(lambda a, b: a.astype(b.dtype) * b, z, q)
+
+
+def _average(one: Callable[[Array], PyTree], keys: Array, num: int) -> PyTree:
+    """The mean of `one` over keys, one after another."""
+    total = one(keys[0])
+    if num > 1:
+        add = lambda total, key: (jax.tree.map(jnp.add, total, one(key)), None)
+        total, _ = jax.lax.scan(add, total, keys[1:])
+    return jax.tree.map(lambda x: x / num, total)
+
+
+def hutchinson_diagonal(
+    loss: Callable[[PyTree], Array],
+    params: PyTree,
+    key: PRNGKeyArray,
+    *,
+    num_samples: int = 1,
+    distribution: str = "rademacher",
+    hvp_mode: str = "fwd_over_rev",
+    absolute: bool = False,
+    axis_name: Any = None,
+) -> PyTree:
+    """Estimate the diagonal of a Hessian from random vectors: the mean of `z * H z`.
+
+    With `z` of random signs the estimate of entry `i` is unbiased with variance
+    `sum_{j != i} H_ij^2`, and exact for a diagonal `H`; normal `z` add `2 H_ii^2`.
+
+    **Arguments:**
+
+    - `loss`: a real scalar function of the parameters, the batch closed over.
+    - `params`: where the Hessian is taken. A complex leaf counts as its real and
+      imaginary parts.
+    - `key`: a random key.
+    - `num_samples`: how many vectors are averaged over, one after another.
+    - `distribution`: `"rademacher"` (signs) or `"normal"`.
+    - `hvp_mode`: how products are taken, see [`pathax.curvature.hvp`][].
+    - `absolute`: average `|H z|` instead. For signs this is `|z * H z|`; it estimates
+      the size of the Hessian's rows, not that of its diagonal.
+    - `axis_name`: average `H z` over this mapped axis, if the loss is that of one
+      shard; all shards must be given the same key.
+
+    **Returns:** a tree like `params`, in float32 at least; a complex leaf holds the
+    entries of its two real coordinates as real and imaginary part.
+
+    **Reference:** Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a
+    matrix", Applied Numerical Mathematics 57 (2007).
+
+    **Example:**
+
+    ```python
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import pathax as px
+    >>> loss = lambda p: jnp.sum(p**4)
+    >>> px.curvature.hutchinson_diagonal(loss, jnp.array([1.0, 2.0]), jax.random.key(0))
+    Array([12., 48.], dtype=float32)
+
+    ```
+    """
+    _check(num_samples, distribution, hvp_mode)
+    f, x = in_real(loss, params)
+    x = local(x, axis_name)
+    if num_samples == 1 and hvp_mode == "fwd_over_rev":
+        # One product: no need to keep what a linearization keeps.
+        gradient = jax.grad(f)
+        product = lambda z: jax.jvp(gradient, (x,), (z,))[1]
+    else:
+        product = real_hvp(f, x, hvp_mode)
+
+    def one(key: Array) -> PyTree:
+        z = local(_draw(key, x, distribution), axis_name)
+        return _estimate(z, product(z), absolute, axis_name)
+
+    keys = jax.random.split(key, num_samples)
+    exact = hvp_mode != "finite_diff"
+    with second_derivatives() if exact else contextlib.nullcontext():
+        diag = _average(one, keys, num_samples)
+    return from_real(diag, _wide_like(params))
+
+
+def _wide_like(params: PyTree) -> PyTree:
+    return jax.eval_shape(lambda p: widen(jax.tree.map(jnp.asarray, p)), params)
+
+
+def value_grad_and_hutchinson(
+    loss: Callable[[PyTree], Any],
+    params: PyTree,
+    key: PRNGKeyArray,
+    *,
+    num_samples: int = 1,
+    distribution: str = "rademacher",
+    hvp_mode: str = "fwd_over_rev",
+    absolute: bool = False,
+    axis_name: Any = None,
+    has_aux: bool = False,
+) -> tuple[Any, PyTree, PyTree]:
+    """The value, the gradient and a Hessian diagonal, sharing their work.
+
+    One forward-mode pass through `jax.value_and_grad` gives all three, at about twice
+    the cost of value and gradient alone; a Hessian product by itself, behind a
+    `lax.cond`, repeats the gradient.
+
+    **Arguments:**
+
+    - `loss`, `params`, `key`, `num_samples`, `distribution`, `absolute`: as in
+      [`pathax.curvature.hutchinson_diagonal`][].
+    - `hvp_mode`: as there; the work is shared for `"fwd_over_rev"` only.
+    - `axis_name`: as there, and value and gradient are averaged too.
+    - `has_aux`: whether the loss returns a pair, of which the second is anything.
+
+    **Returns:** `(value, grads, diag)`, or `((value, aux), grads, diag)`. Give the last
+    to an optimizer as `hessian_diag=diag`.
+
+    **Example:**
+
+    ```python
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import pathax as px
+    >>> params, key = jnp.array([1.0, 2.0]), jax.random.key(0)
+    >>> value, grads, diag = px.curvature.value_grad_and_hutchinson(
+    ...     lambda p: jnp.sum(p**4), params, key
+    ... )
+    >>> grads, diag
+    (Array([ 4., 32.], dtype=float32), Array([12., 48.], dtype=float32))
+
+    ```
+    """
+    _check(num_samples, distribution, hvp_mode)
+    f, x = in_real(loss if has_aux else lambda p: (loss(p), None), params)
+    x = local(x, axis_name)
+
+    def value_and_grad(x):
+        (value, aux), grads = jax.value_and_grad(f, has_aux=True)(x)
+        return (value, grads), aux
+
+    keys = jax.random.split(key, num_samples)
+    if hvp_mode != "fwd_over_rev":
+        (value, grads), aux = value_and_grad(x)
+        product = real_hvp(lambda x: f(x)[0], x, hvp_mode)
+    else:
+        with second_derivatives():
+            (value, grads), push, aux = jax.linearize(value_and_grad, x, has_aux=True)
+        product = lambda z: push(z)[1]
+
+    def one(key: Array) -> PyTree:
+        z = local(_draw(key, x, distribution), axis_name)
+        return _estimate(z, product(z), absolute, axis_name)
+
+    diag = from_real(_average(one, keys, num_samples), _wide_like(params))
+    value, grads = mean_over((value, grads), axis_name)
+    # What `jax.grad` means by the gradient in a complex leaf: the conjugate.
+    grads = jax.tree.map(jnp.conj, from_real(grads, params))
+    return ((value, aux) if has_aux else value), grads, diag
