@@ -1,3 +1,28 @@
 """Optimizers as plain Optax transformations."""
 
-__all__: list[str] = []
+from .second_order import (
+    AdaHessianState as AdaHessianState,
+    EstimatorState as EstimatorState,
+    SophiaState as SophiaState,
+    adahessian as adahessian,
+    bartlett_estimator as bartlett_estimator,
+    hutchinson_estimator as hutchinson_estimator,
+    scale_by_adahessian as scale_by_adahessian,
+    scale_by_sophia as scale_by_sophia,
+    sophia_g as sophia_g,
+    sophia_h as sophia_h,
+)
+
+
+__all__ = [
+    "AdaHessianState",
+    "EstimatorState",
+    "SophiaState",
+    "adahessian",
+    "bartlett_estimator",
+    "hutchinson_estimator",
+    "scale_by_adahessian",
+    "scale_by_sophia",
+    "sophia_g",
+    "sophia_h",
+]

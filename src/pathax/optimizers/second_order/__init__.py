@@ -1,1 +1,32 @@
 """Optimizers that use curvature, one method a file."""
+
+from ._adahessian import (
+    AdaHessianState as AdaHessianState,
+    adahessian as adahessian,
+    scale_by_adahessian as scale_by_adahessian,
+)
+from ._estimators import (
+    EstimatorState as EstimatorState,
+    bartlett_estimator as bartlett_estimator,
+    hutchinson_estimator as hutchinson_estimator,
+)
+from ._sophia import (
+    SophiaState as SophiaState,
+    scale_by_sophia as scale_by_sophia,
+    sophia_g as sophia_g,
+    sophia_h as sophia_h,
+)
+
+
+__all__ = [
+    "AdaHessianState",
+    "EstimatorState",
+    "SophiaState",
+    "adahessian",
+    "bartlett_estimator",
+    "hutchinson_estimator",
+    "scale_by_adahessian",
+    "scale_by_sophia",
+    "sophia_g",
+    "sophia_h",
+]
