@@ -7,13 +7,19 @@ those libraries (`jit`, `vmap`, `grad`, `SaveAt`, adjoints, sharding) works here
 Folders:
 
 - `pathax.brownian`: one key gives a whole Brownian path with its time integrals.
+- `pathax.curvature`: what a second-order method must know about a loss.
+- `pathax.optimizers`: Optax transformations that use it.
 """
 
 from importlib.metadata import version as _version
 
-from . import brownian as brownian
+from . import (
+    brownian as brownian,
+    curvature as curvature,
+    optimizers as optimizers,
+)
 
 
 __version__ = _version("pathax")
 
-__all__ = ["__version__", "brownian"]
+__all__ = ["__version__", "brownian", "curvature", "optimizers"]

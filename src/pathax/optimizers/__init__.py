@@ -3,9 +3,11 @@
 from .second_order import (
     AdaHessianState as AdaHessianState,
     EstimatorState as EstimatorState,
+    GNSState as GNSState,
     SophiaState as SophiaState,
     adahessian as adahessian,
     bartlett_estimator as bartlett_estimator,
+    gradient_normalized_newton as gradient_normalized_newton,
     hutchinson_estimator as hutchinson_estimator,
     scale_by_adahessian as scale_by_adahessian,
     scale_by_sophia as scale_by_sophia,
@@ -17,9 +19,11 @@ from .second_order import (
 __all__ = [
     "AdaHessianState",
     "EstimatorState",
+    "GNSState",
     "SophiaState",
     "adahessian",
     "bartlett_estimator",
+    "gradient_normalized_newton",
     "hutchinson_estimator",
     "scale_by_adahessian",
     "scale_by_sophia",

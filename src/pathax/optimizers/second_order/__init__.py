@@ -10,6 +10,10 @@ from ._estimators import (
     bartlett_estimator as bartlett_estimator,
     hutchinson_estimator as hutchinson_estimator,
 )
+from ._gradient_normalized_newton import (
+    GNSState as GNSState,
+    gradient_normalized_newton as gradient_normalized_newton,
+)
 from ._sophia import (
     SophiaState as SophiaState,
     scale_by_sophia as scale_by_sophia,
@@ -21,9 +25,11 @@ from ._sophia import (
 __all__ = [
     "AdaHessianState",
     "EstimatorState",
+    "GNSState",
     "SophiaState",
     "adahessian",
     "bartlett_estimator",
+    "gradient_normalized_newton",
     "hutchinson_estimator",
     "scale_by_adahessian",
     "scale_by_sophia",
