@@ -14,6 +14,16 @@ from ._gradient_normalized_newton import (
     GNSState as GNSState,
     gradient_normalized_newton as gradient_normalized_newton,
 )
+from ._shampoo import (
+    ShampooState as ShampooState,
+    scale_by_shampoo as scale_by_shampoo,
+    shampoo as shampoo,
+)
+from ._soap import (
+    SOAPState as SOAPState,
+    scale_by_soap as scale_by_soap,
+    soap as soap,
+)
 from ._sophia import (
     SophiaState as SophiaState,
     scale_by_sophia as scale_by_sophia,
@@ -26,13 +36,19 @@ __all__ = [
     "AdaHessianState",
     "EstimatorState",
     "GNSState",
+    "SOAPState",
+    "ShampooState",
     "SophiaState",
     "adahessian",
     "bartlett_estimator",
     "gradient_normalized_newton",
     "hutchinson_estimator",
     "scale_by_adahessian",
+    "scale_by_shampoo",
+    "scale_by_soap",
     "scale_by_sophia",
+    "shampoo",
+    "soap",
     "sophia_g",
     "sophia_h",
 ]

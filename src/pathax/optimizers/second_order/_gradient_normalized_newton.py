@@ -336,7 +336,7 @@ def gradient_normalized_newton(
     ...     return optax.apply_updates(x, d), state
     >>> x = jnp.array([-1.2, 1.0])
     >>> state = tx.init(x)
-    >>> for _ in range(40):
+    >>> for _ in range(50):
     ...     x, state = step(x, state)
     >>> bool(jnp.allclose(x, 1.0, atol=1e-4))
     True
