@@ -15,14 +15,24 @@ at once, by exact quadrature on the overlap of `[a, b]` with each half of each n
 Times are measured in leaves, as an integer plus a fraction, so positions are exact.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from . import _legendre as lg
+from ._overlap import (
+    AnyArray,
+    Length,
+    Pieces,
+    basis,
+    horner,
+    inverse,
+    lengths,
+    overlap,
+    padded,
+)
 
 
 class Position(NamedTuple):
@@ -92,12 +102,13 @@ def expand(
     span = (second.leaf - first.leaf).astype(dtype) + gap
     first = Position(first.leaf, first.fraction.astype(dtype))
     second = Position(second.leaf, second.fraction.astype(dtype))
+    cuts = _cuts(first, second, span, gap, order)
     terms = [
-        _nodes(geometry, first, second, span, order, rows, width),
-        _leaves(geometry, first, second, span, gap, order, rows, width),
+        _nodes(geometry, first, second, cuts.span, order, rows, width),
+        _leaves(geometry, first, second, cuts, order, rows, width),
     ]
     if geometry.unbounded:
-        terms.append(_blocks(geometry, first, second, span, order, rows))
+        terms.append(_blocks(geometry, first, second, cuts.span, order, rows))
     return terms
 
 
@@ -109,92 +120,24 @@ def _words(
     return (node & 0xFFFFFFFF).astype(jnp.uint32), (node >> 32).astype(jnp.uint32)
 
 
-# Tables are NumPy arrays until they meet a time.
-_Array = Array | np.ndarray
-
-
-class _Overlap(NamedTuple):
-    """`[a, b]` intersected with pieces: quadrature points in both coordinates."""
-
-    outer: list[Array]  # positions in [a, b], scaled to [-1, 1], one entry a point
-    inner: list[Array]  # positions in the piece, likewise
-    mass: list[Array]  # weights, normalised so that |p_m| and |p_q| are orthonormal
-
-
-class _Pieces(NamedTuple):
-    """Intervals on which functions are polynomials, by their distances in leaves.
-
-    Each distance is computed from integers where it may be short: taking one as the
-    difference of two long ones would lose it.
-    """
-
-    start: Array  # from a to the start of the piece, signed
-    to_end: Array  # from a to its end
-    from_start: Array  # from its start to b
-    length: Array
-
-
-def _overlap(pieces: _Pieces, span: Array, points: int) -> _Overlap:
-    """Quadrature over the overlap of `[a, b]`, of length `span`, with each piece.
-
-    Sums over the points are exact inner products for polynomials whose degrees add up
-    to at most `2 points - 1`.
-    """
-    length = pieces.length
-    overlap = jnp.minimum(pieces.to_end, pieces.from_start)
-    overlap = jnp.maximum(jnp.minimum(overlap, jnp.minimum(length, span)), 0)
-    # Kept in range where nothing overlaps: powers of far positions would overflow.
-    begin = jnp.clip(pieces.start, 0, span)
-    inside = jnp.clip(-pieces.start, 0, length)
-    per_span = jnp.where(span > 0, 1 / span, 0)
-    per_piece = jnp.where(length > 0, 1 / length, 0)
-    mass = overlap * (jnp.sqrt(per_span) * jnp.sqrt(per_piece))
-    nodes, weights = lg.gauss(points)
-    dtype = span.dtype.type
-    return _Overlap(
-        [2 * ((begin + dtype(y) * overlap) * per_span) - 1 for y in nodes],
-        [2 * ((inside + dtype(y) * overlap) * per_piece) - 1 for y in nodes],
-        [dtype(w) * mass for w in weights],
-    )
-
-
 def _dyadic(
-    start: _Array, length: _Array, first: Position, second: Position
-) -> _Pieces:
+    start: AnyArray, length: AnyArray, first: Position, second: Position
+) -> Pieces:
     """Pieces that begin at whole leaves and are whole leaves long."""
     dtype = first.fraction.dtype
-    return _Pieces(
+    return Pieces(
         jnp.asarray(start - first.leaf).astype(dtype) - first.fraction,
         jnp.asarray(start + length - first.leaf).astype(dtype) - first.fraction,
         (second.leaf - start).astype(dtype) + second.fraction,
-        jnp.asarray(length).astype(dtype),
+        lengths(jnp.asarray(length).astype(dtype)),
     )
-
-
-def _horner(coefficients: Sequence[ArrayLike], y: Array) -> Array:
-    """`sum_k coefficients[k] y^k`; the coefficients broadcast against `y`."""
-    out = jnp.zeros_like(y) + coefficients[-1]
-    for c in coefficients[-2::-1]:
-        out = out * y + c
-    return out
-
-
-def _padded(x: np.ndarray, width: int) -> np.ndarray:
-    """Repeat the last entry of the last axis up to a multiple of `width`."""
-    extra = -x.shape[-1] % width
-    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, extra)], mode="edge")
-
-
-def _basis(order: int, dtype: np.dtype) -> list[np.ndarray]:
-    """Power coefficients of `p_0, ..., p_order`, each of shape `(order + 1, 1)`."""
-    return [c[:, None] for c in lg.power_coefficients(order).astype(dtype)]
 
 
 def _nodes(
     geometry: Geometry,
     first: Position,
     second: Position,
-    span: Array,
+    span: Length,
     order: int,
     rows: int,
     width: int,
@@ -204,15 +147,15 @@ def _nodes(
     A bounded tree's root vector comes first, as the innovation of a node one level up
     whose first half is the whole tree and whose wavelets are the `p_n` there.
     """
-    depth, integer, dtype = geometry.depth, geometry.int_dtype, span.dtype
+    depth, integer, dtype = geometry.depth, geometry.int_dtype, span.value.dtype
     top = depth if geometry.unbounded else depth + 1
     path = np.arange(top, 0, -1)
     slots = np.concatenate([path, np.arange(depth - 1, 0, -1)]).astype(integer)
-    rank = _padded(np.repeat(np.arange(order + 1), slots.size), width)
-    heights = _padded(np.tile(slots, order + 1), width)
+    rank = padded(np.repeat(np.arange(order + 1), slots.size), width)
+    heights = padded(np.tile(slots, order + 1), width)
     is_second = np.arange(slots.size) >= path.size
-    is_second = _padded(np.tile(is_second, order + 1), width)
-    table = _padded(_node_functions(geometry, slots, order, dtype), width)
+    is_second = padded(np.tile(is_second, order + 1), width)
+    table = padded(_node_functions(geometry, slots, order, dtype), width)
     real = np.arange(rank.size) < (order + 1) * slots.size
 
     leaf = jnp.where(is_second, second.leaf, first.leaf)
@@ -225,10 +168,10 @@ def _nodes(
     total = jnp.zeros((rows, heights.size), dtype)
     for side in range(2):
         pieces = _dyadic(begin + half * side, half, first, second)
-        at = _overlap(pieces, span, order + 1)
+        at = overlap(pieces, span, order + 1)
         for outer, inner, mass in zip(*at, strict=True):
-            wavelet = mass * _horner(list(table[side]), inner)
-            test = _horner(_basis(rows - 1, dtype), outer[None])
+            wavelet = mass * horner(list(table[side]), inner)
+            test = horner(basis(rows - 1, dtype), outer[None])
             total = total + test * wavelet[None]
     low, high = _words(geometry, (leaf + (1 << depth)) >> heights)
     total = jnp.where(used[None], total, 0)
@@ -248,21 +191,117 @@ def _node_functions(
 
 
 class _Leaf(NamedTuple):
-    """A leaf (or what is left of it) split at a time, and its part in `[a, b]`."""
+    """A leaf (or what is left of it) that is cut at a time, and its part in `[a, b]`.
 
-    theta: Float[Array, ""]  # where the split is, as a fraction
-    parent: Float[Array, ""]  # length of the interval that is split
-    start: Float[Array, ""]  # of the part that meets [a, b], after a
-    length: Float[Array, ""]  # of that part
-    offset: Float[Array, ""]  # of that part in the parent
+    Lengths in leaves.
+    """
+
+    cut: Array  # from the start of what is cut
+    parent: Array  # length of what is cut
+    start: Array  # of the part that meets [a, b], after a
+    length: Array  # of that part
+    offset: Array  # of that part in the parent
+
+
+class _Factors(NamedTuple):
+    """What divisions and roots make of a leaf."""
+
+    theta: Array  # where the cut is, as a fraction; 1 if nothing is cut
+    per_parent: Array
+    per_length: Array
+    root_per_length: Array
+    shrink0: Array  # root of (part 0 / parent) (part in [a, b] / parent)
+    shrink1: Array  # the same of part 1
+
+
+def _cut_leaves(
+    first: Position, second: Position, span: Array, gap: Array
+) -> tuple[_Leaf, _Leaf]:
+    """When both times are in one leaf, the second cuts what the first left over."""
+    same_leaf = first.leaf == second.leaf
+    zero, one, rest = jnp.zeros_like(span), jnp.ones_like(span), 1 - first.fraction
+    remainder = jnp.where(same_leaf, rest, 1)
+    length = jnp.where(same_leaf, gap, second.fraction)
+    start = jnp.where(same_leaf, 0, span - length)
+    return (
+        _Leaf(first.fraction, one, zero, rest, first.fraction),
+        _Leaf(length, remainder, start, length, zero),
+    )
+
+
+class _Cuts(NamedTuple):
+    """Both leaves, and the interval itself."""
+
+    leaves: tuple[_Leaf, _Leaf]
+    span: Length
+    factors: tuple[_Factors, _Factors] | None  # of the leaves, if known already
+
+
+def _one_by_one(function, values: list[Array]) -> list[Array]:
+    return [function(x) for x in values]
+
+
+def _at_once(function, values: list[Array]) -> list[Array]:
+    return list(function(jnp.stack(values)))
+
+
+def _factors(leaves: list[_Leaf], span: Array, each) -> tuple[list[_Factors], Length]:
+    """All divisions and roots that a query takes."""
+    values = [x for leaf in leaves for x in (leaf.parent, leaf.length)]
+    per_span, *inverses = each(inverse, [span, *values])
+    thetas, squares = [], []
+    for leaf, per_parent, per_length in zip(
+        leaves, inverses[::2], inverses[1::2], strict=True
+    ):
+        theta = jnp.where(leaf.cut < leaf.parent, leaf.cut * per_parent, 1)
+        share = leaf.length * per_parent
+        thetas.append(theta)
+        squares += [per_length, theta * share, (1 - theta) * share]
+    root_per_span, *roots = each(jnp.sqrt, [per_span, *squares])
+    parts = (
+        thetas,
+        inverses[::2],
+        inverses[1::2],
+        roots[::3],
+        roots[1::3],
+        roots[2::3],
+    )
+    factors = [_Factors(*x) for x in zip(*parts, strict=True)]
+    return factors, Length(span, per_span, root_per_span)
+
+
+def _cuts(
+    first: Position, second: Position, span: Array, gap: Array, order: int
+) -> _Cuts:
+    """From order 1 on, divisions and roots are taken together, of a few scalars.
+
+    Each would be a kernel of its own, and launching that takes longer than running it.
+    At order 0 the compiler makes one kernel of the whole query, which this would break.
+    """
+    leaves = _cut_leaves(first, second, span, gap)
+    if order == 0:
+        return _Cuts(leaves, lengths(span), None)
+    factors, whole = _factors(list(leaves), span, _at_once)
+    return _Cuts(leaves, whole, (factors[0], factors[1]))
+
+
+def _of_terms(cuts: _Cuts, is_second: np.ndarray) -> tuple[_Leaf, _Factors]:
+    """The leaf of each term."""
+
+    def select(x, y):
+        return jnp.where(is_second, y, x)
+
+    leaf = _Leaf(*map(select, *cuts.leaves))
+    if cuts.factors is None:
+        return leaf, _factors([leaf], cuts.span.value, _one_by_one)[0][0]
+    return leaf, _Factors(*map(select, *cuts.factors))
 
 
 def _leaves(
     geometry: Geometry,
     first: Position,
     second: Position,
-    span: Array,
-    gap: Array,
+    cuts: _Cuts,
     order: int,
     rows: int,
     width: int,
@@ -279,28 +318,21 @@ def _leaves(
 
     Terms: (function) x (leaf of the first time, of the second) x (noise of a part).
     """
-    same_leaf = first.leaf == second.leaf
-    zero, rest = jnp.zeros_like(span), 1 - first.fraction
-    remainder = jnp.where(same_leaf, rest, 1)
-    length = jnp.where(same_leaf, gap, second.fraction)
-    theta = jnp.minimum(length / jnp.where(remainder > 0, remainder, 1), 1)
-    leaves = (
-        _Leaf(first.fraction, jnp.ones_like(span), zero, rest, first.fraction),
-        _Leaf(theta, remainder, jnp.where(same_leaf, 0, span - length), length, zero),
-    )
     indices = np.indices((order + 1, 2, 2)).reshape(3, -1)
-    function, which, part = _padded(indices, width)
+    function, which, part = padded(indices, width)
     real = np.arange(function.size) < indices.shape[1]
     is_second = which == 1
-    leaf = _Leaf(*(jnp.where(is_second, y, x) for x, y in zip(*leaves, strict=True)))
-    coefficients = _residual(leaf, function, which, part, span, order, rows)
-    used = jnp.asarray(real) & (leaf.theta > 0) & (leaf.theta < 1)
+    leaf, factors = _of_terms(cuts, is_second)
+    index = (function, which, part)
+    coefficients = _residual(leaf, factors, index, cuts.span, order, rows)
+    used = jnp.asarray(real) & (factors.theta > 0) & (factors.theta < 1)
     coefficients = jnp.where(used[None], coefficients, 0)
 
     low, high = _words(
         geometry,
         jnp.where(is_second, second.leaf, first.leaf) + (1 << geometry.depth),
     )
+    same_leaf = first.leaf == second.leaf
     tag = jnp.where(is_second & same_leaf, _SECOND_SPLIT, np.uint32(0))
     if high is None:
         low = low ^ tag
@@ -313,10 +345,9 @@ def _leaves(
 
 def _residual(
     leaf: _Leaf,
-    function: np.ndarray,
-    which: np.ndarray,
-    part: np.ndarray,
-    span: Array,
+    factors: _Factors,
+    index: tuple[np.ndarray, np.ndarray, np.ndarray],
+    span: Length,
     order: int,
     rows: int,
 ) -> Float[Array, "rows terms"]:
@@ -326,33 +357,33 @@ def _residual(
     needs `Q[k, q] = <p_k of the parent, p_q of the part>`, for the second part by
     reflection of the first.
     """
-    dtype = span.dtype
+    dtype, (function, which, part) = span.value.dtype, index
     free = np.where(which != part, 1.0, 0.0).astype(dtype)  # the part meets [a, b]
-    fraction = jnp.where(part == 1, 1 - leaf.theta, leaf.theta)
-    split = lg.split_coefficients(order).astype(dtype)  # (powers, k, q)
+    fraction = jnp.where(part == 1, 1 - factors.theta, factors.theta)
+    filters = lg.split_coefficients(order).astype(dtype)  # (powers, k, q)
     powers = lg.power_coefficients(order).astype(dtype)  # (powers, q)
     own = [c[function] * free for c in powers]
-    parent = jnp.where(leaf.parent > 0, leaf.parent, 1)
-    shrink = jnp.sqrt(fraction * leaf.length / parent)
+    shrink = jnp.where(part == 1, factors.shrink1, factors.shrink0)
     known = []
     for k in range(order + 1):
         parity = np.where(part == 1, (-1.0) ** (k + function), 1.0).astype(dtype)
-        table = [parity * c[k][function] for c in split[: k + 1]]
-        known.append(shrink * _horner(table, 2 * fraction - 1))
+        table = [parity * c[k][function] for c in filters[: k + 1]]
+        known.append(shrink * horner(table, 2 * fraction - 1))
 
     total = jnp.zeros((rows, function.size), dtype)
     # The part ends inside of [a, b], or the interval ends inside of the part.
-    to_end = jnp.where(which == 1, span, leaf.length)
-    from_start = jnp.where(which == 1, leaf.length, span)
-    pieces = _Pieces(leaf.start, to_end, from_start, leaf.length)
-    at = _overlap(pieces, span, order + 1)
+    to_end = jnp.where(which == 1, span.value, leaf.length)
+    from_start = jnp.where(which == 1, leaf.length, span.value)
+    length = Length(leaf.length, factors.per_length, factors.root_per_length)
+    pieces = Pieces(leaf.start, to_end, from_start, length)
+    at = overlap(pieces, span, order + 1)
     for outer, inner, mass in zip(*at, strict=True):
-        place = (leaf.offset + (inner + 1) / 2 * leaf.length) / parent
-        wavelet = _horner(own, inner)
+        place = (leaf.offset + (inner + 1) / 2 * leaf.length) * factors.per_parent
+        wavelet = horner(own, inner)
         for k in range(order + 1):
-            whole = _horner([c[k] for c in powers[: k + 1]], 2 * place - 1)
+            whole = horner([c[k] for c in powers[: k + 1]], 2 * place - 1)
             wavelet = wavelet - known[k] * whole
-        test = _horner(_basis(rows - 1, dtype), outer[None])
+        test = horner(basis(rows - 1, dtype), outer[None])
         total = total + test * (mass * wavelet)[None]
     return total
 
@@ -361,7 +392,7 @@ def _blocks(
     geometry: Geometry,
     first: Position,
     second: Position,
-    span: Array,
+    span: Length,
     order: int,
     rows: int,
 ) -> Terms:
@@ -369,7 +400,7 @@ def _blocks(
 
     Block `j > 0` is labelled by the spine node that it hangs off, which is free.
     """
-    integer, dtype = geometry.int_dtype, span.dtype
+    integer, dtype = geometry.int_dtype, span.value.dtype
     depth = geometry.depth
     doubling = np.left_shift(integer.type(1), np.arange(depth).astype(integer))
     rank = np.repeat(np.arange(order + 1), depth + 1)
@@ -382,10 +413,10 @@ def _blocks(
     pieces = _dyadic(starts, tile(1, doubling), first, second)
     table = [c[rank] for c in lg.power_coefficients(order).astype(dtype)]
     total = jnp.zeros((rows, rank.size), dtype)
-    at = _overlap(pieces, span, order + 1)
+    at = overlap(pieces, span, order + 1)
     for outer, inner, mass in zip(*at, strict=True):
-        own = mass * _horner(table, inner)
-        total = total + _horner(_basis(rows - 1, dtype), outer[None]) * own[None]
+        own = mass * horner(table, inner)
+        total = total + horner(basis(rows - 1, dtype), outer[None]) * own[None]
     low, high = _words(geometry, jnp.asarray(nodes))
     used = (pieces.from_start > 0) & (pieces.to_end > 0)
     level = np.full(rank.size, -1)
@@ -407,9 +438,10 @@ def chen_coefficients(
     powers = lg.power_coefficients(order).astype(dtype)
     total = jnp.zeros((rows, order + 1, start.shape[0]), dtype)
     inside = jnp.broadcast_to(span, start.shape)  # all pieces lie in the interval
-    at = _overlap(_Pieces(start, inside, inside, length), span, order + 1)
+    pieces = Pieces(start, inside, inside, lengths(length))
+    at = overlap(pieces, lengths(span), order + 1)
     for outer, inner, mass in zip(*at, strict=True):
-        own = _horner([c[:, None] for c in powers], inner[None])
-        test = _horner(_basis(rows - 1, dtype), outer[None])
+        own = horner([c[:, None] for c in powers], inner[None])
+        test = horner(basis(rows - 1, dtype), outer[None])
         total = total + test[:, None] * (mass[None] * own)[None]
     return total

@@ -30,7 +30,9 @@ _BATCH = 1 << 19
 
 def width(size: int, order: int) -> int:
     """What the number of terms of each part of an expansion must be a multiple of."""
-    return LANES if size < LANES and order == 0 else 1
+    if size >= LANES:
+        return 1
+    return LANES if order == 0 else LANES // 2
 
 
 def draw(
@@ -116,7 +118,7 @@ def _draw_all(
         return sum(drawn[1:], start=drawn[0])
 
     def single(arrays, words):
-        if size >= LANES or order == 0:
+        if size >= LANES or size == 1 or order == 0:
             return apart(arrays, words)
         return _draw_and_weigh(_joined(restored(arrays)), words, size)
 
