@@ -14,7 +14,7 @@ from ._likelihoods import (
     mean_weights,
 )
 from ._real import from_real
-from ._tree import in_real, local, norm, widen
+from ._tree import in_real, local, norm, split_key, widen
 
 
 def gauss_newton_bartlett_diagonal(
@@ -105,7 +105,7 @@ def gauss_newton_bartlett_diagonal(
             mean = _clip(mean, clip_norm)
         return jax.tree.map(lambda g: terms.astype(g.dtype) * g**2, mean)
 
-    keys = jax.random.split(key, num_samples)
+    keys = split_key(key, num_samples)
     diag = squares(keys[0])
     if num_samples > 1:
         add = lambda sum_, key: (jax.tree.map(jnp.add, sum_, squares(key)), None)

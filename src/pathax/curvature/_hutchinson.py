@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._products import check_mode, real_hvp, second_derivatives
 from ._real import from_real
-from ._tree import in_real, local, mean_over, widen
+from ._tree import in_real, local, mean_over, split_key, widen
 
 
 # Written out rather than taken from matfree: products must be averaged over devices
@@ -50,21 +50,36 @@ def _draw(key: Array, x: PyTree, distribution: str) -> PyTree:
     return treedef.unflatten([sample(k, leaf) for k, leaf in keyed])
 
 
-def _estimate(z: PyTree, q: PyTree, absolute: bool, axis_name: Any) -> PyTree:
-    """`z q`, or `|q|`, of one probe; the mean over devices comes first."""
-    q = mean_over(widen(q), axis_name)
-    if absolute:
-        return jax.tree.map(jnp.abs, q)
-    return jax.tree.map(lambda a, b: a.astype(b.dtype) * b, z, q)
+def _average(
+    product: Callable[[PyTree], PyTree],
+    x: PyTree,
+    key: Array,
+    *,
+    num_samples: int,
+    distribution: str,
+    absolute: bool,
+    axis_name: Any,
+) -> PyTree:
+    """The mean of estimates from several probes, one after another."""
+    keys = split_key(key, num_samples)
 
+    def one(key: Array) -> PyTree:
+        z = local(_draw(key, x, distribution), axis_name)
+        q = mean_over(widen(product(z)), axis_name)  # before the modulus
+        if absolute:
+            return jax.tree.map(jnp.abs, q)
+        return jax.tree.map(lambda a, b: a.astype(b.dtype) * b, z, q)
 
-def _average(one: Callable[[Array], PyTree], keys: Array, num: int) -> PyTree:
-    """The mean of `one` over keys, one after another."""
     total = one(keys[0])
-    if num > 1:
+    if num_samples > 1:
         add = lambda total, key: (jax.tree.map(jnp.add, total, one(key)), None)
         total, _ = jax.lax.scan(add, total, keys[1:])
-    return jax.tree.map(lambda x: x / num, total)
+    return jax.tree.map(lambda d: d / num_samples, total)
+
+
+def _context(hvp_mode: str):
+    exact = hvp_mode != "finite_diff"
+    return second_derivatives() if exact else contextlib.nullcontext()
 
 
 def hutchinson_diagonal(
@@ -125,14 +140,16 @@ def hutchinson_diagonal(
     else:
         product = real_hvp(f, x, hvp_mode)
 
-    def one(key: Array) -> PyTree:
-        z = local(_draw(key, x, distribution), axis_name)
-        return _estimate(z, product(z), absolute, axis_name)
-
-    keys = jax.random.split(key, num_samples)
-    exact = hvp_mode != "finite_diff"
-    with second_derivatives() if exact else contextlib.nullcontext():
-        diag = _average(one, keys, num_samples)
+    with _context(hvp_mode):
+        diag = _average(
+            product,
+            x,
+            key,
+            num_samples=num_samples,
+            distribution=distribution,
+            absolute=absolute,
+            axis_name=axis_name,
+        )
     return from_real(diag, _wide_like(params))
 
 
@@ -192,20 +209,23 @@ def value_grad_and_hutchinson(
         (value, aux), grads = jax.value_and_grad(f, has_aux=True)(x)
         return (value, grads), aux
 
-    keys = jax.random.split(key, num_samples)
-    if hvp_mode != "fwd_over_rev":
-        (value, grads), aux = value_and_grad(x)
-        product = real_hvp(lambda x: f(x)[0], x, hvp_mode)
-    else:
-        with second_derivatives():
+    with _context(hvp_mode):
+        if hvp_mode == "fwd_over_rev":
             (value, grads), push, aux = jax.linearize(value_and_grad, x, has_aux=True)
-        product = lambda z: push(z)[1]
-
-    def one(key: Array) -> PyTree:
-        z = local(_draw(key, x, distribution), axis_name)
-        return _estimate(z, product(z), absolute, axis_name)
-
-    diag = from_real(_average(one, keys, num_samples), _wide_like(params))
+            product = lambda z: push(z)[1]
+        else:
+            (value, grads), aux = value_and_grad(x)
+            product = real_hvp(lambda x: f(x)[0], x, hvp_mode)
+        diag = _average(
+            product,
+            x,
+            key,
+            num_samples=num_samples,
+            distribution=distribution,
+            absolute=absolute,
+            axis_name=axis_name,
+        )
+    diag = from_real(diag, _wide_like(params))
     value, grads = mean_over((value, grads), axis_name)
     # What `jax.grad` means by the gradient in a complex leaf: the conjugate.
     grads = jax.tree.map(jnp.conj, from_real(grads, params))

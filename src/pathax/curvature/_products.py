@@ -34,22 +34,25 @@ def second_derivatives():
     return explained("an exact Hessian product differentiates twice", _INSTEAD)
 
 
+def _explained(product: Product, context: Callable[[], Any]) -> Product:
+    # Linearizing may put the error off until the product is taken.
+    def explained_product(v: PyTree) -> PyTree:
+        with context():
+            return product(v)
+
+    return explained_product
+
+
 def _fwd_over_rev(f: Callable, x: PyTree) -> Product:
     with second_derivatives():
         _, product = jax.linearize(jax.grad(f), x)
-    return product
+    return _explained(product, second_derivatives)
 
 
 def _rev_over_rev(f: Callable, x: PyTree) -> Product:
     with second_derivatives():
         _, pullback = jax.vjp(jax.grad(f), x)
-
-    def product(v: PyTree) -> PyTree:
-        with second_derivatives():
-            (out,) = pullback(v)
-        return out
-
-    return product
+    return _explained(lambda v: pullback(v)[0], second_derivatives)
 
 
 def _finite_diff(f: Callable, x: PyTree) -> Product:
@@ -137,6 +140,13 @@ def hvp(
 # Generalized Gauss-Newton -----------------------------------------------------------
 
 
+def _forward_mode():
+    return explained(
+        "a Gauss-Newton product needs a derivative in forward mode",
+        '; or take hvp(..., mode="finite_diff"), or gauss_newton_bartlett_diagonal',
+    )
+
+
 def _output_product(
     likelihood: str | Likelihood | Callable, outputs: PyTree, count: Any, mask: Any
 ) -> Product:
@@ -202,9 +212,9 @@ def ggn_mvp(
     f, x = in_real(predict, params)
     # Real on both ends, so that transposing needs no conjugates.
     shape = jax.eval_shape(f, x)
-    instead = '; or take hvp(..., mode="finite_diff")'
-    with explained("a Gauss-Newton product needs forward mode", instead):
+    with _forward_mode():
         outputs, push = jax.linearize(lambda x: to_real(f(x)), x)
+    push = _explained(push, _forward_mode)
     pull = jax.linear_transpose(push, x)
     hessian = _output_product(likelihood, from_real(outputs, shape), count, mask)
 

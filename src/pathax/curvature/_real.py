@@ -17,7 +17,7 @@ def _to_real(leaf: Array) -> Array:
     return jnp.stack([jnp.real(leaf), jnp.imag(leaf)], axis=-1)
 
 
-def _to_complex(leaf: Array, like: Array) -> Array:
+def _to_complex(leaf: Array, like: Any) -> Array:
     if not jnp.iscomplexobj(like):
         return leaf
     real, imag = leaf[..., 0], leaf[..., 1]

@@ -55,6 +55,11 @@ def size(tree: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
+def split_key(key: Array, num: int) -> Array:
+    """So many keys; for one, the key itself."""
+    return jax.random.split(key, num) if num > 1 else key[None]
+
+
 # Devices ----------------------------------------------------------------------------
 
 
