@@ -1,5 +1,16 @@
 """Optimizers as plain Optax transformations."""
 
+from ._build import extras as extras, needs as needs
+from ._extras import MissingExtraError as MissingExtraError
+from ._inject import inject as inject
+from ._optax import (
+    galore as galore,
+    lbfgs as lbfgs,
+    muon as muon,
+    optax_sophia as optax_sophia,
+    scale_by_backtracking_linesearch as scale_by_backtracking_linesearch,
+    scale_by_zoom_linesearch as scale_by_zoom_linesearch,
+)
 from .second_order import (
     AdaHessianState as AdaHessianState,
     EstimatorState as EstimatorState,
@@ -26,17 +37,27 @@ __all__ = [
     "AdaHessianState",
     "EstimatorState",
     "GNSState",
+    "MissingExtraError",
     "SOAPState",
     "ShampooState",
     "SophiaState",
     "adahessian",
     "bartlett_estimator",
+    "extras",
+    "galore",
     "gradient_normalized_newton",
     "hutchinson_estimator",
+    "inject",
+    "lbfgs",
+    "muon",
+    "needs",
+    "optax_sophia",
     "scale_by_adahessian",
+    "scale_by_backtracking_linesearch",
     "scale_by_shampoo",
     "scale_by_soap",
     "scale_by_sophia",
+    "scale_by_zoom_linesearch",
     "shampoo",
     "soap",
     "sophia_g",

@@ -1,0 +1,272 @@
+"""Extra arguments for any transformation, built from one loss."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from .. import curvature
+from ..curvature import bind
+from ._extras import MissingExtraError
+
+
+def _direction(grads: PyTree) -> PyTree:
+    """Steepest ascent: for complex leaves, the conjugate of what `jax.grad` returns."""
+    return jax.tree.map(jnp.conj, grads)
+
+
+def _objective(fn: Callable[[PyTree], Array]) -> Callable[..., Array]:
+    """The loss, with room for the extras.
+
+    Optax's line searches hand to `value_fn` every extra that its signature names, and
+    refuse the others.
+    """
+
+    def value_fn(
+        params: PyTree,
+        obj_fn: Any = None,
+        predict_fn: Any = None,
+        residual_fn: Any = None,
+        hessian_diag: Any = None,
+        kron: Any = None,
+        rows: Any = None,
+        curvature: Any = None,
+        key: Any = None,
+        update_curvature: Any = None,
+    ) -> Array:
+        del obj_fn, predict_fn, residual_fn, hessian_diag
+        del kron, rows, curvature, key, update_curvature
+        return fn(params)
+
+    return value_fn
+
+
+def extras(
+    tx: optax.GradientTransformation,
+    loss: Callable[..., Any],
+    *,
+    predict: Callable[..., PyTree] | None = None,
+    residual: Callable[..., Array] | None = None,
+    has_aux: bool = False,
+) -> Callable[..., tuple[Any, PyTree, dict[str, Any]]]:
+    """What a transformation wants beyond the gradient, so that all train alike.
+
+    Returns a function to call in the compiled step, in place of `jax.value_and_grad`.
+    What costs nothing unless it is used is always passed on: the value, the gradient,
+    and functions of the parameters with the batch closed over (which take masked trees
+    too, see [`pathax.curvature.bind`][]). Statistics of layers, `kron`, are computed
+    only if the transformation asks for them; that is found out when the step is
+    compiled, by an abstract run of `tx.update` without them.
+
+    **Arguments:**
+
+    - `tx`: any Optax transformation, alone or in any chain or wrapper.
+    - `loss`: `loss(params, *args)`, a real scalar; the mean over a batch.
+    - `predict`: `predict(params, *args)`, the network's outputs, for transformations
+      that sample labels or take Gauss-Newton products.
+    - `residual`: `residual(params, *args)`, a vector, for least-squares losses.
+    - `has_aux`: whether the loss returns a pair of the scalar and anything else.
+
+    **Returns:** `prepare(params, *args, key=None)`, which returns `(value, grads,
+    extra)`: the value (a pair with `has_aux`), the gradients to hand to `tx.update`
+    (for complex leaves the conjugate of `jax.grad`, the direction of steepest ascent),
+    and a dictionary of extras for `tx.update(grads, state, params, **extra)`. `key` is
+    passed on to transformations that draw random numbers, which otherwise use the key
+    in their state.
+
+    **Raises:** `ValueError` if the transformation needs statistics of layers and the
+    parameters are not those of a model passed through
+    `pathax.curvature.kron.instrument`. What else is missing raises
+    [`pathax.optimizers.MissingExtraError`][] in `tx.update`.
+
+    **Example:**
+
+    ```python
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import pathax as px
+    >>> loss = lambda w, x, y: jnp.mean((x @ w - y) ** 2)
+    >>> tx = px.optimizers.adahessian(0.1)  # or any other
+    >>> prepare = px.optimizers.extras(tx, loss)
+    >>> @jax.jit
+    ... def step(w, state, x, y):
+    ...     value, grads, extra = prepare(w, x, y)
+    ...     updates, state = tx.update(grads, state, w, **extra)
+    ...     return optax.apply_updates(w, updates), state, value
+    >>> w, x, y = jnp.zeros(2), jnp.eye(2), jnp.ones(2)
+    >>> _, _, value = step(w, tx.init(w), x, y)
+    >>> float(value)
+    1.0
+
+    ```
+    """
+
+    def prepare(
+        params: PyTree, *args: Any, key: Array | None = None
+    ) -> tuple[Any, PyTree, dict[str, Any]]:
+        free = _functions(params, args, loss, predict, residual, has_aux)
+        if key is not None:
+            free["key"] = key
+        if _wants_kron(tx, params, free):
+            (out, stats), raw = _kron_value_and_grad(loss, params, args, has_aux)
+            free["kron"] = stats
+        else:
+            out, raw = jax.value_and_grad(loss, has_aux=has_aux)(params, *args)
+        free["value"] = out[0] if has_aux else out
+        free["grad"] = raw
+        return out, _direction(raw), free
+
+    return prepare
+
+
+def _functions(
+    params: PyTree,
+    args: tuple,
+    loss: Callable,
+    predict: Callable | None,
+    residual: Callable | None,
+    has_aux: bool,
+) -> dict[str, Any]:
+    """The extras that are functions of the parameters."""
+
+    def scalar(p: PyTree) -> Array:
+        out = loss(p, *args)
+        return out[0] if has_aux else out
+
+    objective = _objective(bind(scalar, params))
+    found: dict[str, Any] = {"obj_fn": objective, "value_fn": objective}
+    for name, fn in (("predict_fn", predict), ("residual_fn", residual)):
+        if fn is not None:
+            found[name] = bind(lambda p, fn=fn: fn(p, *args), params)
+    return found
+
+
+# Dry runs ---------------------------------------------------------------------------
+
+
+def _try(tx: Any, params: PyTree, given: Mapping[str, Any]) -> None:
+    """One abstract update, which raises what the real one would."""
+    tx = optax.with_extra_args_support(tx)
+
+    def run(params: PyTree) -> Any:
+        arrays = {"value": given["obj_fn"](params), "grad": params} | dict(given)
+        return tx.update(params, tx.init(params), params, **arrays)
+
+    jax.eval_shape(run, params)
+
+
+def _wants_kron(tx: Any, params: PyTree, free: Mapping[str, Any]) -> bool:
+    try:
+        _try(tx, params, free)
+    except MissingExtraError as error:
+        return error.name == "kron"
+    except Exception:  # the step itself will raise it, and say where
+        return False
+    return False
+
+
+def _kron_value_and_grad(
+    loss: Callable, params: PyTree, args: tuple, has_aux: bool
+) -> tuple[Any, PyTree]:
+    """`((value, stats), grads)`, the value as `loss` returns it."""
+    return curvature.kron.value_and_grad(loss)(params, *args)
+
+
+def _half_squares(params: PyTree) -> Array:
+    real = [jnp.sum(jnp.abs(x) ** 2) for x in jax.tree.leaves(params)]
+    return sum((x.astype(jnp.float32) for x in real), jnp.zeros(())) / 2
+
+
+# What stands in for each extra where there is no loss.
+_STAND_INS: dict[str, Callable[[PyTree], Any]] = {
+    "obj_fn": lambda params: _objective(_half_squares),
+    "value_fn": lambda params: _objective(_half_squares),
+    "value": _half_squares,
+    "grad": lambda params: params,
+    "predict_fn": lambda params: lambda p: jnp.ones((2, 2)) * _half_squares(p),
+    "residual_fn": lambda params: lambda p: jnp.ones(2) * _half_squares(p),
+    "rows": lambda params: jax.tree.map(lambda x: jnp.stack([x, x]), params),
+    "curvature": lambda params: lambda v: v,
+    "key": lambda params: jax.random.key(0),
+}
+
+
+def _asked_for(error: Exception) -> list[str]:
+    """Names of extras that an error says are missing, in our words or Python's."""
+    if isinstance(error, MissingExtraError):
+        return [error.name]
+    text = str(error)
+    if isinstance(error, TypeError) and "required keyword-only" in text:
+        return re.findall(r"'(\w+)'", text)
+    if isinstance(error, ValueError) and (
+        found := re.match("(\\w+) must be prov", text)
+    ):
+        return [found[1]]
+    return []
+
+
+def needs(
+    tx: optax.GradientTransformation, params: PyTree, **given: Any
+) -> frozenset[str]:
+    """Names of the extras that a transformation can't do without.
+
+    Found by abstract updates, so it costs no arithmetic and sees through any chain or
+    wrapper. An extra that was missed is replaced by a stand-in and the update tried
+    again; where a stand-in does not do, for instance for outputs of a shape of their
+    own, the search ends with what was found.
+
+    **Arguments:**
+
+    - `tx`: any Optax transformation.
+    - `params`: parameters, or `jax.ShapeDtypeStruct`s of them.
+    - `given`: extras that are there anyway, and are used as they are.
+
+    **Returns:** a frozenset of names.
+
+    **Example:**
+
+    ```python
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import pathax as px
+    >>> tx = optax.chain(optax.clip(1.0), px.optimizers.adahessian(0.1))
+    >>> px.optimizers.needs(tx, jnp.zeros(3))
+    frozenset({'obj_fn'})
+    >>> px.optimizers.needs(optax.adam(0.1), jnp.zeros(3))
+    frozenset()
+
+    ```
+    """
+    found: set[str] = set()
+    while True:
+        names = _missing(tx, params, found, given)
+        if not names or names <= found:
+            return frozenset(found)
+        found |= names
+
+
+def _missing(
+    tx: Any, params: PyTree, found: set[str], given: Mapping[str, Any]
+) -> set[str]:
+    """What one abstract update asks for, given all that was found before."""
+
+    def run(params: PyTree) -> Any:
+        stand_ins = {
+            name: _STAND_INS[name](params) for name in found if name in _STAND_INS
+        }
+        return tx.update(params, tx.init(params), params, **(stand_ins | dict(given)))
+
+    tx = optax.with_extra_args_support(tx)
+    try:
+        jax.eval_shape(run, params)
+    except Exception as error:
+        names = _asked_for(error)
+        if not names and not found:
+            raise
+        return set(names)
+    return set()
