@@ -26,7 +26,7 @@ def gauss_newton_bartlett_diagonal(
     num_samples: int = 1,
     count: int | Array | None = None,
     mask: Array | None = None,
-    clip_norm: float | None = None,
+    clip_norm: float | int | None = None,
     axis_name: Any = None,
 ) -> PyTree:
     """Estimate the diagonal of the Gauss-Newton matrix from a gradient at drawn labels.
@@ -115,7 +115,7 @@ def gauss_newton_bartlett_diagonal(
     return from_real(diag, wide)
 
 
-def _clip(grads: PyTree, limit: float) -> PyTree:
+def _clip(grads: PyTree, limit: float | int) -> PyTree:
     length = norm(grads)
     scale = jnp.minimum(1.0, limit / jnp.maximum(length, limit))
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)

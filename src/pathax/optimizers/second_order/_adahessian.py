@@ -14,6 +14,7 @@ from .._extras import is_due, when
 from .._inject import static_args
 from ._estimators import curvature_diagonal, hutchinson_estimator
 from ._moments import (
+    Scalar,
     by_parts,
     cast_like,
     check_choice,
@@ -98,10 +99,10 @@ def _check(
 
 @static_args(*_STATIC)
 def scale_by_adahessian(
-    b1: float | Array = 0.9,
-    b2: float | Array = 0.999,
-    eps: float | Array = 1e-4,
-    hessian_power: float | Array = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-4,
+    hessian_power: Scalar = 1.0,
     update_interval: int | Array = 1,
     *,
     block_average: Any = "auto",
@@ -227,8 +228,8 @@ def _step(
     m: Array,
     v: Array,
     scales: tuple[Array, Array],
-    power: float | Array,
-    eps: float | Array,
+    power: Scalar,
+    eps: Scalar,
     known: Array,
 ) -> Array:
     first, second = (scalar(s, m) for s in scales)
@@ -241,14 +242,14 @@ def _step(
 
 @static_args(*_STATIC, "mask")
 def adahessian(
-    learning_rate: float | Array | Callable[[Array], Any],
-    b1: float | Array = 0.9,
-    b2: float | Array = 0.999,
-    eps: float | Array = 1e-4,
-    hessian_power: float | Array = 1.0,
+    learning_rate: Scalar | Callable[[Any], Any],
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-4,
+    hessian_power: Scalar = 1.0,
     update_interval: int | Array = 1,
     *,
-    weight_decay: float | Array = 0.0,
+    weight_decay: Scalar = 0.0,
     mask: Any = None,
     block_average: Any = "auto",
     average: str = "abs",

@@ -143,7 +143,7 @@ def bartlett_estimator(
     likelihood: str | Likelihood = "categorical",
     num_samples: int = 1,
     count: int | None = None,
-    clip_norm: float | None = None,
+    clip_norm: float | int | None = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The Gauss-Newton-Bartlett estimate of a diagonal, as a transformation.

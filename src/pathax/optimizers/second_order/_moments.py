@@ -12,6 +12,9 @@ from jaxtyping import Array, PyTree
 from ...curvature._tree import wide_dtype
 
 
+Scalar = float | int | Array
+
+
 def by_parts(fn: Callable[..., Array], *leaves: Array) -> Array:
     """`fn` of real arrays, on the real and imaginary parts of complex ones."""
     if not jnp.iscomplexobj(leaves[0]):
@@ -88,8 +91,8 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 def check_range(
     name: str,
     value: Any,
-    low: float,
-    high: float = math.inf,
+    low: float | int,
+    high: float | int = math.inf,
     *,
     closed: tuple[bool, bool] = (True, False),
 ) -> None:

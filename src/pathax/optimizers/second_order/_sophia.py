@@ -14,6 +14,7 @@ from .._inject import static_args
 from ._adahessian import with_decay_and_rate
 from ._estimators import bartlett_estimator, curvature_diagonal, hutchinson_estimator
 from ._moments import (
+    Scalar,
     by_parts,
     cast_like,
     check_choice,
@@ -64,11 +65,11 @@ def _estimator(
 
 @static_args("estimator", "order", "bias_correction", "compat", "mu_dtype")
 def scale_by_sophia(
-    b1: float | Array | None = None,
-    b2: float | Array = 0.99,
-    eps: float | Array | None = None,
-    gamma: float | Array = 0.01,
-    clip_threshold: float | Array | None = 1.0,
+    b1: Scalar | None = None,
+    b2: Scalar = 0.99,
+    eps: Scalar | None = None,
+    gamma: Scalar = 0.01,
+    clip_threshold: Scalar | None = 1.0,
     update_interval: int | Array = 10,
     *,
     estimator: str | optax.GradientTransformation = "hutchinson",
@@ -196,8 +197,8 @@ def _ratio(
     m: Array,
     h: Array,
     scale: Array | None,
-    gamma: float | Array,
-    floor: float | Array,
+    gamma: Scalar,
+    floor: Scalar,
 ) -> Array:
     if scale is not None:
         m = m / scalar(scale, m)
@@ -205,7 +206,7 @@ def _ratio(
     return m / jnp.maximum(scalar(gamma, m) * h, scalar(floor, m))
 
 
-def _clip(ratios: PyTree, threshold: float | Array | None) -> tuple[PyTree, Array]:
+def _clip(ratios: PyTree, threshold: Scalar | None) -> tuple[PyTree, Array]:
     """The clipped tree, and which fraction of its real coordinates was not clipped."""
     if threshold is None:
         return ratios, jnp.ones((), jnp.float32)
@@ -241,15 +242,15 @@ def _clip(ratios: PyTree, threshold: float | Array | None) -> tuple[PyTree, Arra
     "mu_dtype",
 )
 def sophia_h(
-    learning_rate: float | Array | Callable[[Array], Any],
-    b1: float | Array | None = None,
-    b2: float | Array = 0.99,
-    eps: float | Array | None = None,
-    gamma: float | Array = 0.01,
-    clip_threshold: float | Array | None = 1.0,
+    learning_rate: Scalar | Callable[[Any], Any],
+    b1: Scalar | None = None,
+    b2: Scalar = 0.99,
+    eps: Scalar | None = None,
+    gamma: Scalar = 0.01,
+    clip_threshold: Scalar | None = 1.0,
     update_interval: int | Array = 10,
     *,
-    weight_decay: float | Array = 0.1,
+    weight_decay: Scalar = 0.1,
     mask: Any = None,
     num_samples: int = 1,
     distribution: str = "normal",
@@ -334,20 +335,20 @@ def sophia_h(
     "mu_dtype",
 )
 def sophia_g(
-    learning_rate: float | Array | Callable[[Array], Any],
-    b1: float | Array | None = None,
-    b2: float | Array = 0.99,
-    eps: float | Array | None = None,
-    gamma: float | Array = 0.05,
-    clip_threshold: float | Array | None = 1.0,
+    learning_rate: Scalar | Callable[[Any], Any],
+    b1: Scalar | None = None,
+    b2: Scalar = 0.99,
+    eps: Scalar | None = None,
+    gamma: Scalar = 0.05,
+    clip_threshold: Scalar | None = 1.0,
     update_interval: int | Array = 10,
     *,
-    weight_decay: float | Array = 0.1,
+    weight_decay: Scalar = 0.1,
     mask: Any = None,
     likelihood: str | Likelihood = "categorical",
     num_samples: int = 1,
     count: int | None = None,
-    clip_norm: float | None = None,
+    clip_norm: float | int | None = None,
     order: str = "refresh_first",
     key: int | Array = 0,
     axis_name: Any = None,
