@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-LIMIT = 1e-5  # of a relative difference, float32 on both sides
+LIMIT = 1e-5  # of a relative difference
 
 
 def checks() -> list[str]:
@@ -17,12 +17,12 @@ def checks() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; the exit code tells whether all that ran agrees."""
+    """Print the table; the exit code is 0 if something ran and all of it agrees."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--official", type=Path, required=True, metavar="DIR")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(checks())}")
     args = parser.parse_args(argv)
-    failures = 0
+    failures, compared = 0, 0
     for name in args.names or checks():
         module = importlib.import_module(f"{__package__}._{name}")
         try:
@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
             continue
         for what, value in worst.items():
             agrees = value <= LIMIT  # a NaN does not
-            failures += not agrees
+            failures, compared = failures + (not agrees), compared + 1
             print(f"{'ok' if agrees else 'FAIL':<5}{what:<60}{value:9.1e}", flush=True)
-    return 1 if failures else 0
+    return 0 if compared and not failures else 1
 
 
 if __name__ == "__main__":
