@@ -1,6 +1,8 @@
 """SOAP: Adam in the eigenbases of Shampoo's second moments."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +62,22 @@ class _Leaf(NamedTuple):
     bases: Matrices
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """Hyperparameters, given or traced."""
+
+    b1: Any
+    b2: Any
+    eps: Any
+    decay: Any
+    skip_first: bool
+    bias_correction: bool
+
+
+def _mean(new: Array, old: Array, decay: Any) -> Array:
+    return scalar(1 - decay, new) * new + scalar(decay, old) * old
+
+
 def _moments(g: Array, fold: Fold) -> Matrices:
     return tuple(
         second_moment(g, i) if i in fold.axes else None for i in range(len(fold.shape))
@@ -71,15 +89,21 @@ def _eigenvectors(matrix: Array) -> Array:
     return jnp.linalg.eigh(matrix)[1][:, ::-1]
 
 
-def _begin(leaf: _Leaf, g: Array, fold: Fold, decay: Any) -> _Leaf:
-    """The first gradient's second moments and their eigenbases."""
-    weigh = lambda m: scalar(1 - decay, m) * m
+def _begin(leaf: _Leaf, g: Array, fold: Fold, rule: _Rule) -> _Leaf:
+    """Second moments of the first gradient, their eigenbases, the rest in these."""
+    weigh = lambda m: scalar(1 - rule.decay, m) * m
     moments = each_axis(weigh, _moments(g, fold))
-    return leaf._replace(moments=moments, bases=each_axis(_eigenvectors, moments))
+    bases = each_axis(_eigenvectors, moments)
+    rotate = lambda x: multiply(x, bases, transpose=True)
+    if rule.skip_first:
+        return leaf._replace(moments=moments, bases=bases)
+    return _Leaf(
+        rotate(leaf.mu), scalar(1 - rule.b2, g) * rotate(g) ** 2, moments, bases
+    )
 
 
-def _observe(leaf: _Leaf, g: Array, fold: Fold, decay: Any) -> _Leaf:
-    mean = lambda new, old: scalar(1 - decay, new) * new + scalar(decay, old) * old
+def _observe(leaf: _Leaf, g: Array, fold: Fold, rule: _Rule) -> _Leaf:
+    mean = lambda new, old: _mean(new, old, rule.decay)
     return leaf._replace(moments=each_axis(mean, _moments(g, fold), leaf.moments))
 
 
@@ -99,30 +123,23 @@ def _refresh(leaf: _Leaf) -> _Leaf:
 
 
 def _step(
-    leaves: list[_Leaf],
-    grads: list[Array],
-    time: Array,
-    b1: Any,
-    b2: Any,
-    eps: Any,
-    bias_correction: bool,
-) -> tuple[list[_Leaf], list[Array]]:
+    leaf: _Leaf, g: Array, fold: Fold, rule: _Rule, time: Array
+) -> tuple[_Leaf, Array]:
     """Adam's step number `time` in the eigenbases; number 0 is none."""
-    mean = lambda new, old, b: scalar(1 - b, new) * new + scalar(b, old) * old
-    number = jnp.maximum(time, 1)
-    new, directions = [], []
-    for leaf, g in zip(leaves, grads, strict=True):
-        rotated = multiply(g, leaf.bases, transpose=True)
-        mu, nu = mean(rotated, leaf.mu, b1), mean(rotated**2, leaf.nu, b2)
-        m, v = mu, nu
-        if bias_correction:
-            m, v = (x / scalar(correction(b, number), x) for x, b in ((m, b1), (v, b2)))
-        root = jnp.sqrt(v)
-        direction = multiply(m / (root + scalar(eps, root)), leaf.bases)
-        keep = lambda x, old: jnp.where(time > 0, x, old)
-        new.append(leaf._replace(mu=keep(mu, leaf.mu), nu=keep(nu, leaf.nu)))
-        directions.append(keep(direction, 0))
-    return new, directions
+    del fold
+    rotated = multiply(g, leaf.bases, transpose=True)
+    mu = _mean(rotated, leaf.mu, rule.b1)
+    nu = _mean(rotated**2, leaf.nu, rule.b2)
+    m, v = mu, nu
+    if rule.bias_correction:
+        number = jnp.maximum(time, 1)
+        m = m / scalar(correction(rule.b1, number), m)
+        v = v / scalar(correction(rule.b2, number), v)
+    root = jnp.sqrt(v)
+    direction = multiply(m / (root + scalar(rule.eps, root)), leaf.bases)
+    keep = lambda x, old: jnp.where(time > 0, x, old)
+    leaf = leaf._replace(mu=keep(mu, leaf.mu), nu=keep(nu, leaf.nu))
+    return leaf, keep(direction, 0)
 
 
 # State ------------------------------------------------------------------------------
@@ -157,16 +174,6 @@ def _write(
     basis_left, basis_right = split(treedef, [leaf.bases for leaf in leaves])
     mu, nu = tree([leaf.mu for leaf in leaves]), tree([leaf.nu for leaf in leaves])
     return SOAPState(count, mu, nu, left, right, basis_left, basis_right)
-
-
-def _each(fn: Callable, folds: list[Fold], decay: Any) -> Callable[[Any], list[_Leaf]]:
-    """`fn` for every leaf and its gradient."""
-
-    def run(operand: tuple[list[_Leaf], list[Array]]) -> list[_Leaf]:
-        parts = zip(*operand, folds, strict=True)
-        return [fn(leaf, g, fold, decay) for leaf, g, fold in parts]
-
-    return run
 
 
 # Transformations --------------------------------------------------------------------
@@ -211,7 +218,9 @@ def scale_by_soap(
     - `merge_dims`: merge neighboring axes as long as their product is at most
       `max_dim`; a convolution kernel becomes a matrix.
     - `skip_first`: the first update is zero, as in the authors' code: the first
-      gradient only makes the bases. Otherwise it also makes a step, in its own bases.
+      gradient only makes the bases. Otherwise the first step is plain Adam's. (In its
+      own bases a gradient is diagonal, and Adam would make full steps of the rounding
+      errors beside the diagonal.)
     - `bias_correction`: divide `m` and `v` by `1 - b^t`.
 
     **Returns:** a transformation; it needs nothing but gradients, and ignores extras.
@@ -242,6 +251,7 @@ def scale_by_soap(
     decay = b2 if shampoo_decay is None else shampoo_decay
     check_range("shampoo_decay", decay, 0, 1, closed=(True, False))
     plan: Callable[[Any], Fold] = lambda leaf: fold(leaf, max_dim, merge_dims, 2)
+    rule = _Rule(b1, b2, eps, decay, skip_first, bias_correction)
 
     def init(params: PyTree) -> SOAPState:
         left, right = start(params, plan, _zeros)
@@ -262,22 +272,22 @@ def scale_by_soap(
         folds = [plan(g) for g in grads]
         g = [f.tensor(x) for f, x in zip(folds, grads, strict=True)]
         leaves = _read(state, treedef, folds)
+        each = lambda fn, leaves: [
+            fn(*parts, rule) for parts in zip(leaves, g, folds, strict=True)
+        ]
 
         first = state.count == 0
-        leaves = when(first, _each(_begin, folds, decay), lambda x: x[0], (leaves, g))
-
         # A skipped step is no step of Adam's.
         time = state.count if skip_first else state.count + 1
-        leaves, directions = _step(leaves, g, time, b1, b2, eps, bias_correction)
+        steps = each(functools.partial(_step, time=time), leaves)
+        leaves, directions = [s[0] for s in steps], [s[1] for s in steps]
 
-        leaves = when(
-            ~first, _each(_observe, folds, decay), lambda x: x[0], (leaves, g)
-        )
+        begin, observe = (functools.partial(each, fn) for fn in (_begin, _observe))
+        leaves = when(first, begin, observe, leaves)
         due = is_due(time, update_interval, extra)
         due = due if isinstance(due, bool) else due & ~first
-        leaves = when(
-            due, lambda x: [_refresh(leaf) for leaf in x], lambda x: x, leaves
-        )
+        refresh = lambda leaves: [_refresh(leaf) for leaf in leaves]
+        leaves = when(due, refresh, lambda leaves: leaves, leaves)
 
         new = [
             f.back(d).astype(x.dtype)
