@@ -32,7 +32,9 @@ def _power(matrix, power):
     return (vectors * values**power) @ vectors.T
 
 
-def _reference(gradients, every=1, decay=None, eps=1e-6, power=None, diagonal=()):
+def _reference(
+    gradients, every=1, warmup=0, decay=None, eps=1e-6, power=None, diagonal=()
+):
     g = np.array(gradients, np.float64)
     axes = range(g.ndim - 1)
     power = -1 / (2 * len(axes)) if power is None else power
@@ -46,7 +48,7 @@ def _reference(gradients, every=1, decay=None, eps=1e-6, power=None, diagonal=()
                 new = np.diag(np.diag(new))
             keep, add = (1, 1) if decay is None else (decay, 1 - decay)
             moments[a] = keep * moments[a] + add * new
-            if t % every == 0:
+            if t % every == 0 or t < warmup or a in diagonal:
                 mean = 1 if decay is None else 1 - decay ** (t + 1)
                 shifted = moments[a] / mean + eps * np.eye(x.shape[a])
                 roots[a] = _power(shifted, power)
@@ -70,20 +72,40 @@ def _error(got, expected):
         ((4, 3), {"eps": 1e-3, "exponent": 0.5}, {"power": -0.5}),
         ((4, 3), {"eps": 1e-3, "max_dim": 3}, {"diagonal": (0,)}),
         ((3, 2, 4), {"eps": 1e-3}, {}),
-        ((3,), {"eps": 1e-3}, {}),
-        ((), {"eps": 1e-3}, {}),
+        ((3,), {"eps": 1e-3, "full_vectors": True}, {}),
     ],
-    ids=["matrix", "mean", "root", "long axis", "tensor", "vector", "number"],
+    ids=["matrix", "mean", "root", "long axis", "tensor", "vector"],
 )
 def test_follows_its_equations(rng, shape, options, same, precision):
     g = _gradients(rng, shape, precision.dtype)
-    updates, _ = _run(scale_by_shampoo(update_interval=2, **options), g)
+    updates, _ = _run(scale_by_shampoo(update_interval=3, warmup=2, **options), g)
     known = {k: v for k, v in options.items() if k in ("eps", "decay")}
-    axes = g if shape else g[:, None]
-    expected = _reference(axes, every=2, **known, **same).reshape(g.shape)
+    expected = _reference(g, every=3, warmup=2, **known, **same)
     assert _error(updates, expected) <= precision.tolerance(2e4)
-    stale = _reference(axes, every=1, **known, **same).reshape(g.shape)
-    assert _error(updates, stale) > 1e-3
+    other = _reference(g, every=1, **known, **same)
+    assert _error(updates, other) > 1e-3
+
+
+def test_vectors_and_numbers_are_scaled_by_coordinates(rng, precision):
+    """AdaGrad, never with old roots."""
+    g = {
+        "number": _gradients(rng, (), precision.dtype),
+        "vector": _gradients(rng, (3,), precision.dtype),
+    }
+    updates, _ = _run(scale_by_shampoo(eps=1e-3, warmup=0), g)
+    for name, gradients in g.items():
+        exact = np.asarray(gradients, np.float64)
+        expected = exact / np.sqrt(np.cumsum(exact**2, axis=0) + 1e-3)
+        assert _error(updates[name], expected) <= precision.tolerance(20)
+
+
+def test_warm_up_bounds_the_first_updates():
+    """A gradient in a direction that the first one did not have."""
+    g = jnp.zeros((2, 3, 3)).at[0, 0, 0].set(1.0).at[1, 1, 1].set(1.0)
+    updates, _ = _run(scale_by_shampoo(), g)
+    assert float(jnp.abs(updates).max()) <= 1
+    updates, _ = _run(scale_by_shampoo(warmup=0), g)
+    assert float(jnp.abs(updates).max()) > 100
 
 
 def test_iteration_takes_the_same_roots(rng):
@@ -149,7 +171,9 @@ def test_complex_leaves_are_tensors_of_real_ones(rng, precision):
 def test_cadence_can_be_told(rng):
     g = _gradients(rng, (3, 2), jnp.float32)
     always, _ = _run(scale_by_shampoo(), g, update_curvature=True)
-    assert _error(always, _run(scale_by_shampoo(update_interval=1), g)[0]) == 0
+    assert (
+        _error(always, _run(scale_by_shampoo(warmup=0, update_interval=1), g)[0]) == 0
+    )
     never, state = _run(scale_by_shampoo(), g, update_curvature=False)
     np.testing.assert_array_equal(never, g)
     assert float(jnp.abs(state.left[-1]).max()) > 0

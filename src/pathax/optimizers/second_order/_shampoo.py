@@ -38,7 +38,7 @@ class ShampooState(NamedTuple):
     - `left`: second moment of gradients along a leaf's first axis; a vector, its
       diagonal, where the axis is too long; `None` where its length is one.
     - `right`: a tuple of those along its other axes.
-    - `root_left`, `root_right`: their inverse roots at the last refresh.
+    - `root_left`, `root_right`: inverse roots of the matrices at the last refresh.
     - `grafting`: the state of the transformation that gives updates their length.
     """
 
@@ -102,10 +102,7 @@ def _moment(fold: Fold, axis: int) -> Array | None:
 
 
 def _identity(fold: Fold, axis: int) -> Array | None:
-    d = fold.shape[axis]
-    if axis in fold.axes:
-        return jnp.eye(d, dtype=fold.dtype)
-    return jnp.ones(d, fold.dtype) if _is_diagonal(fold, axis) else None
+    return jnp.eye(fold.shape[axis], dtype=fold.dtype) if axis in fold.axes else None
 
 
 def _moments(g: Array, fold: Fold) -> Matrices:
@@ -141,25 +138,45 @@ class _Rule:
 
         return each_axis(one, _moments(g, fold), moments)
 
-    def roots(self, moments: Matrices, fold: Fold, count: Array) -> Matrices:
+    def _root(self, moment: Array, fold: Fold, count: Array) -> Array:
         power = _check_root(self.root, self.exponent, fold.order)
+        if self.decay is not None and self.bias_correction:
+            moment = moment / scalar(correction(self.decay, count), moment)
+        shift = scalar(self.eps, moment)
+        if moment.ndim == 1:
+            return (moment + shift) ** power
+        return _ROOTS[self.root](moment, shift, power)
 
-        def one(moment: Array) -> Array:
-            if self.decay is not None and self.bias_correction:
-                moment = moment / scalar(correction(self.decay, count), moment)
-            shift = scalar(self.eps, moment)
-            if moment.ndim == 1:
-                return (moment + shift) ** power
-            return _ROOTS[self.root](moment, shift, power)
+    def roots(self, moments: Matrices, fold: Fold, count: Array) -> Matrices:
+        """Inverse roots of the matrices."""
+        return tuple(
+            self._root(m, fold, count) if m is not None and m.ndim == 2 else None
+            for m in moments
+        )
 
-        return each_axis(one, moments)
+    def apply(
+        self, g: Array, moments: Matrices, roots: Matrices, fold: Fold, count: Array
+    ) -> Array:
+        """The product with all roots; those of diagonals are new at every step."""
+        fresh = tuple(
+            self._root(m, fold, count) if m is not None and m.ndim == 1 else root
+            for m, root in zip(moments, roots, strict=True)
+        )
+        return multiply(g, fresh)
 
 
 # Transformations --------------------------------------------------------------------
 
 
 @static_args(
-    "decay", "root", "exponent", "max_dim", "merge_dims", "grafting", "bias_correction"
+    "decay",
+    "root",
+    "exponent",
+    "max_dim",
+    "merge_dims",
+    "full_vectors",
+    "grafting",
+    "bias_correction",
 )
 def scale_by_shampoo(
     decay: float | None = None,
@@ -170,6 +187,8 @@ def scale_by_shampoo(
     exponent: float | None = None,
     max_dim: int = 1024,
     merge_dims: bool = False,
+    warmup: int | Array = 10,
+    full_vectors: bool = False,
     grafting: optax.GradientTransformation | None = None,
     bias_correction: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -181,18 +200,23 @@ def scale_by_shampoo(
         L_i <- L_i + G_i G_i^T    (or a running mean),
         update = G x_1 (L_1 + eps I)^(-1/2k) ... x_k (L_k + eps I)^(-1/2k);
 
-    for a matrix, `L^(-1/4) G R^(-1/4)`; for a vector, AdaGrad with a full matrix. Axes
-    of length one don't count. An axis longer than `max_dim` keeps the diagonal of its
-    `L_i` alone.
+    for a matrix, `L^(-1/4) G R^(-1/4)`; for a vector, AdaGrad. Axes of length one don't
+    count. Vectors, and axes longer than `max_dim`, keep the diagonal of `L_i` alone.
+
+    An update is bounded as long as its own gradient is in the roots. Old roots blow up
+    directions that no gradient had when they were computed, by up to `eps^(-1/2k)` an
+    axis: thus roots are new at every step of a warm-up, and those of diagonals always.
+    Where gradients have few rows that differ for long, `grafting` bounds the updates.
 
     **Arguments:**
 
     - `decay`: `None` sums second moments up, as in the paper; a number takes their
       running mean.
     - `eps`: added to the second moments; unit of the gradient squared.
-    - `update_interval`: steps from one computation of the roots to the next, the first
-      step included. The extra `update_curvature` overrides it. Second moments see every
-      gradient.
+    - `update_interval`: steps from one computation of the roots to the next. Second
+      moments see every gradient.
+    - `warmup`: for so many steps, roots are computed at each. The extra
+      `update_curvature` overrides both.
     - `root`: `"eigh"`, in the leaf's precision, or `"newton"`, the iteration of
       `optax.matrix_inverse_pth_root` in float32, for matrices that are too large for an
       eigendecomposition on an accelerator; of leaves with 1, 2 or 4 axes.
@@ -200,6 +224,7 @@ def scale_by_shampoo(
     - `max_dim`: the longest axis with a full matrix.
     - `merge_dims`: merge neighboring axes as long as their product is at most
       `max_dim`.
+    - `full_vectors`: a full matrix for vectors too, as in the paper.
     - `grafting`: a transformation whose updates give the length of ours, leaf by leaf,
       for instance `optax.scale_by_adam()`; learning rates then are those of Adam.
     - `bias_correction`: divide a running mean by `1 - decay^t`.
@@ -233,7 +258,9 @@ def scale_by_shampoo(
     check_choice("root", root, tuple(_ROOTS))
     if decay is not None:
         check_range("decay", decay, 0, 1, closed=(True, False))
-    plan: Callable[[Any], Fold] = lambda leaf: fold(leaf, max_dim, merge_dims, 0)
+    plan: Callable[[Any], Fold] = lambda leaf: fold(
+        leaf, max_dim, merge_dims, 1 if full_vectors else 2
+    )
     inner = optax.with_extra_args_support(grafting or optax.identity())
 
     rule = _Rule(decay, eps, root, exponent, bias_correction)
@@ -257,15 +284,21 @@ def scale_by_shampoo(
         old = join(treedef, state.left, state.right)
         moments = list(map(rule.observe, old, tensors, folds))
         count = one_more(state.count)
+        due = is_due(state.count, update_interval, extra)
+        if "update_curvature" not in extra:
+            due = due | (state.count < warmup)
         roots = when(
-            is_due(state.count, update_interval, extra),
+            due,
             lambda x: [
                 rule.roots(m, f, count) for m, f in zip(x[0], folds, strict=True)
             ],
             lambda x: x[1],
             (moments, join(treedef, state.root_left, state.root_right)),
         )
-        directions = list(map(multiply, tensors, roots))
+        directions = [
+            rule.apply(*parts, count)
+            for parts in zip(tensors, moments, roots, folds, strict=True)
+        ]
         lengths, graft_state = inner.update(updates, state.grafting, params, **extra)
         if grafting is not None:
             lengths = map(Fold.tensor, folds, treedef.flatten_up_to(lengths))
@@ -289,6 +322,7 @@ def scale_by_shampoo(
     "exponent",
     "max_dim",
     "merge_dims",
+    "full_vectors",
     "grafting",
     "bias_correction",
     "momentum",
@@ -307,6 +341,8 @@ def shampoo(
     exponent: float | None = None,
     max_dim: int = 1024,
     merge_dims: bool = False,
+    warmup: int | Array = 10,
+    full_vectors: bool = False,
     grafting: optax.GradientTransformation | None = None,
     bias_correction: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -347,6 +383,8 @@ def shampoo(
             exponent=exponent,
             max_dim=max_dim,
             merge_dims=merge_dims,
+            warmup=warmup,
+            full_vectors=full_vectors,
             grafting=grafting,
             bias_correction=bias_correction,
         ),
