@@ -26,11 +26,18 @@ FOLDERS = [
     for name in pathax.__all__
     if isinstance(getattr(pathax, name), types.ModuleType)
 ]
-PUBLIC = [
-    (folder, name)
-    for folder in FOLDERS
-    for name in importlib.import_module(f"pathax.{folder}").__all__
-]
+
+
+def _names(module: str) -> Iterator[tuple[str, str]]:
+    """The public names of a folder, and those of folders inside it."""
+    folder = importlib.import_module(f"pathax.{module}")
+    for name in folder.__all__:
+        yield module, name
+        if isinstance(getattr(folder, name), types.ModuleType):
+            yield from _names(f"{module}.{name}")
+
+
+PUBLIC = [pair for folder in FOLDERS for pair in _names(folder)]
 
 # Heads that the docstring of each kind of public object must have. CONTRIBUTING.md
 # holds the template.

@@ -1,5 +1,6 @@
 """What a second-order method must know about a loss, as pure functions."""
 
+from . import kron as kron
 from ._bartlett import gauss_newton_bartlett_diagonal as gauss_newton_bartlett_diagonal
 from ._binding import bind as bind
 from ._blocks import block_average as block_average, block_axes as block_axes
@@ -31,5 +32,6 @@ __all__ = [
     "ggn_mvp",
     "hutchinson_diagonal",
     "hvp",
+    "kron",
     "value_grad_and_hutchinson",
 ]
