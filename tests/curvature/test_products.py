@@ -147,12 +147,15 @@ def _solve(adjoint, solver):
 
 @pytest.mark.parametrize("mode", ["fwd_over_rev", "rev_over_rev"])
 def test_adjoints_without_second_derivatives_say_what_to_write(mode, key):
+    """By the product in one mode, by the estimate that uses it in the other."""
     predict = _solve(diffrax.RecursiveCheckpointAdjoint(), diffrax.Heun())
     loss, rate = lambda rate: jnp.sum(predict(rate) ** 2), jnp.ones(2)
+    if mode == "fwd_over_rev":
+        run = lambda: curvature.hutchinson_diagonal(loss, rate, key)
+    else:
+        run = lambda: curvature.hvp(loss, rate, mode)(rate)
     with pytest.raises(TypeError, match=r"DirectAdjoint\(\).*finite_diff.*sophia_g"):
-        curvature.hvp(loss, rate, mode)(rate)
-    with pytest.raises(TypeError, match=r"DirectAdjoint\(\)"):
-        curvature.hutchinson_diagonal(loss, rate, key, hvp_mode=mode)
+        run()
 
 
 def test_gauss_newton_through_such_an_adjoint_says_so_too():
@@ -221,6 +224,7 @@ def test_gauss_newton_products(likelihood, precision, rng):
     losses = LOSSES[likelihood]
     rows = jax.eval_shape(losses, predict(params)).shape
     mask = jnp.asarray(rng.integers(0, 2, rows), precision.dtype).at[0, 0].set(1)
+    mask = mask.at[1, 1].set(0)
 
     def products(v):
         v = _from_vector(v, params)
