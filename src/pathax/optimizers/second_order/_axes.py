@@ -119,6 +119,23 @@ def each_axis(fn: Callable[..., Array], *matrices: Matrices) -> Matrices:
 
 
 # States -----------------------------------------------------------------------------
+#
+# Trees of the parameters' structure, so that functions of Optax may map over both: an
+# axis without a matrix has an empty array.
+
+
+def _pack(others: Matrices) -> Any:
+    """Matrices of the later axes: one array for one axis, else a tuple."""
+    if not others:
+        return jnp.zeros((0, 0), jnp.float32)
+    filled = tuple(jnp.zeros((0, 0), jnp.float32) if m is None else m for m in others)
+    return filled[0] if len(filled) == 1 else filled
+
+
+def _unpack(first: Array, others: Any, fold: Fold) -> Matrices:
+    rest = others if isinstance(others, tuple) else (others,)
+    matrices = (first, *rest)[: len(fold.shape)]
+    return tuple(m if m.size else None for m in matrices)
 
 
 def start(
@@ -128,22 +145,21 @@ def start(
 ) -> tuple[PyTree, PyTree]:
     """Trees like those of [`split`][], from a function of a leaf's fold and an axis."""
 
-    def others(leaf: Any) -> Matrices:
+    def others(leaf: Any) -> Any:
         found = plan(leaf)
-        return tuple(make(found, axis) for axis in range(1, len(found.shape)))
+        return _pack(tuple(make(found, axis) for axis in range(1, len(found.shape))))
 
-    first = jax.tree.map(lambda leaf: make(plan(leaf), 0), params)
+    first = jax.tree.map(lambda leaf: _pack((make(plan(leaf), 0),)), params)
     return first, jax.tree.map(others, params)
 
 
 def split(treedef: Any, matrices: list[Matrices]) -> tuple[PyTree, PyTree]:
-    """Trees of the first axis' matrices, and of tuples of those of the others."""
-    left = treedef.unflatten([m[0] for m in matrices])
-    return left, treedef.unflatten([m[1:] for m in matrices])
+    """Trees of the first axis' matrices, and of those of the others."""
+    left = treedef.unflatten([_pack(m[:1]) for m in matrices])
+    return left, treedef.unflatten([_pack(m[1:]) for m in matrices])
 
 
-def join(treedef: Any, left: PyTree, right: PyTree) -> list[Matrices]:
+def join(treedef: Any, left: PyTree, right: PyTree, folds: list[Fold]) -> list:
     """The inverse of [`split`][]."""
     up_to = treedef.flatten_up_to
-    pairs = zip(up_to(left), up_to(right), strict=True)
-    return [(first, *others) for first, others in pairs]
+    return list(map(_unpack, up_to(left), up_to(right), folds))

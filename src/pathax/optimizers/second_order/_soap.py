@@ -38,9 +38,9 @@ class SOAPState(NamedTuple):
     - `mu`: running mean of gradients, in the eigenbases.
     - `nu`: running mean of squared gradients, in the eigenbases. In a complex leaf, of
       the real and of the imaginary coordinates.
-    - `left`: second moment of gradients along a leaf's first axis; `None` where that
+    - `left`: second moment of gradients along a leaf's first axis; empty where that
       axis has no basis.
-    - `right`: a tuple of those along its other axes.
+    - `right`: that of its second axis, or a tuple of those of all later ones.
     - `basis_left`, `basis_right`: their eigenvectors, as columns.
     """
 
@@ -158,8 +158,8 @@ def _read(state: SOAPState, treedef: Any, folds: list[Fold]) -> list[_Leaf]:
     tensors = lambda tree: [
         f.tensor(x) for f, x in zip(folds, treedef.flatten_up_to(tree), strict=True)
     ]
-    moments = join(treedef, state.left, state.right)
-    bases = join(treedef, state.basis_left, state.basis_right)
+    moments = join(treedef, state.left, state.right, folds)
+    bases = join(treedef, state.basis_left, state.basis_right, folds)
     parts = zip(tensors(state.mu), tensors(state.nu), moments, bases, strict=True)
     return [_Leaf(*part) for part in parts]
 
