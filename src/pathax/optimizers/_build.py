@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .. import curvature
-from ..curvature import bind
+from ..curvature import Likelihood, bind, kron
 from ._extras import MissingExtraError
 
 
@@ -51,6 +50,7 @@ def extras(
     *,
     predict: Callable[..., PyTree] | None = None,
     residual: Callable[..., Array] | None = None,
+    likelihood: str | Likelihood | None = None,
     has_aux: bool = False,
 ) -> Callable[..., tuple[Any, PyTree, dict[str, Any]]]:
     """What a transformation wants beyond the gradient, so that all train alike.
@@ -59,8 +59,8 @@ def extras(
     What costs nothing unless it is used is always passed on: the value, the gradient,
     and functions of the parameters with the batch closed over (which take masked trees
     too, see [`pathax.curvature.bind`][]). Statistics of layers, `kron`, are computed
-    only if the transformation asks for them; that is found out when the step is
-    compiled, by an abstract run of `tx.update` without them.
+    only if the transformation asks for them, and second moments only if it needs these;
+    that is found out when the step is compiled, by abstract runs of `tx.update`.
 
     **Arguments:**
 
@@ -69,6 +69,10 @@ def extras(
     - `predict`: `predict(params, *args)`, the network's outputs, for transformations
       that sample labels or take Gauss-Newton products.
     - `residual`: `residual(params, *args)`, a vector, for least-squares losses.
+    - `likelihood`: with it (and `predict`), second moments of layers are those for
+      labels that the model draws, see [`pathax.curvature.kron.fisher_stats`][], and
+      computed in steps that refresh curvature only; `prepare` then needs `key`.
+      Without, they are those of the data's labels, from the backward pass of the loss.
     - `has_aux`: whether the loss returns a pair of the scalar and anything else.
 
     **Returns:** `prepare(params, *args, key=None)`, which returns `(value, grads,
@@ -112,16 +116,34 @@ def extras(
         free = _functions(params, args, loss, predict, residual, has_aux)
         if key is not None:
             free["key"] = key
-        if _wants_kron(tx, params, free):
-            (out, stats), raw = _kron_value_and_grad(loss, params, args, has_aux)
-            free["kron"] = stats
-        else:
+        stats = _wanted_stats(tx, params, free)
+        if stats == "factors" and likelihood is not None:
+            free["kron"] = _drawn(params, free, likelihood)
+        if stats is None or "kron" in free:
             out, raw = jax.value_and_grad(loss, has_aux=has_aux)(params, *args)
+        else:
+            derive = kron.value_and_grad(loss, stats=stats, has_aux=has_aux)
+            (out, free["kron"]), raw = derive(params, *args)
         free["value"] = out[0] if has_aux else out
         free["grad"] = raw
         return out, _direction(raw), free
 
     return prepare
+
+
+def _drawn(
+    params: PyTree, free: Mapping[str, Any], likelihood: str | Likelihood
+) -> Callable[[], tuple[kron.LayerStats, ...]]:
+    """Statistics for labels that the model draws, when they are called for."""
+    missing = [name for name in ("predict_fn", "key") if name not in free]
+    if missing:
+        raise ValueError(
+            "labels are drawn from the network's outputs, so `likelihood` goes with "
+            f"extras(tx, loss, predict=...) and prepare(..., key=key); {missing[0]} is "
+            "missing"
+        )
+    predict, key = free["predict_fn"], jax.random.fold_in(free["key"], 1)
+    return lambda: kron.fisher_stats(predict, params, key, likelihood=likelihood)
 
 
 def _functions(
@@ -154,27 +176,36 @@ def _try(tx: Any, params: PyTree, given: Mapping[str, Any]) -> None:
     tx = optax.with_extra_args_support(tx)
 
     def run(params: PyTree) -> Any:
-        arrays = {"value": given["obj_fn"](params), "grad": params} | dict(given)
+        # Not the loss itself: tracing it would take as long as the step takes.
+        arrays = {"value": _half_squares(params), "grad": params} | dict(given)
         return tx.update(params, tx.init(params), params, **arrays)
 
     jax.eval_shape(run, params)
 
 
-def _wants_kron(tx: Any, params: PyTree, free: Mapping[str, Any]) -> bool:
+def _stats_like(params: PyTree, stats: str) -> tuple[kron.LayerStats, ...]:
+    """Statistics of the right shapes, of a loss that uses no layer."""
+    (_, found), _ = kron.value_and_grad(_half_squares, stats=stats)(params)
+    return found
+
+
+def _wanted_stats(tx: Any, params: PyTree, free: Mapping[str, Any]) -> str | None:
+    """Which statistics of layers a transformation asks for: the cheapest that do."""
     try:
         _try(tx, params, free)
+        return None
     except MissingExtraError as error:
-        return error.name == "kron"
+        if error.name != "kron":
+            return None
     except Exception:  # the step itself will raise it, and say where
-        return False
-    return False
-
-
-def _kron_value_and_grad(
-    loss: Callable, params: PyTree, args: tuple, has_aux: bool
-) -> tuple[Any, PyTree]:
-    """`((value, stats), grads)`, the value as `loss` returns it."""
-    return curvature.kron.value_and_grad(loss)(params, *args)
+        return None
+    like = jax.eval_shape(lambda p: _stats_like(p, "mean"), params)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    try:
+        _try(tx, params, {**free, "kron": zeros})
+        return "mean"
+    except Exception:  # for lack of second moments, or something that comes up again
+        return "factors"
 
 
 def _half_squares(params: PyTree) -> Array:
@@ -193,6 +224,7 @@ _STAND_INS: dict[str, Callable[[PyTree], Any]] = {
     "rows": lambda params: jax.tree.map(lambda x: jnp.stack([x, x]), params),
     "curvature": lambda params: lambda v: v,
     "key": lambda params: jax.random.key(0),
+    "kron": lambda params: _stats_like(params, "factors"),
 }
 
 
