@@ -14,6 +14,9 @@ from ._gradient_normalized_newton import (
     GNSState as GNSState,
     gradient_normalized_newton as gradient_normalized_newton,
 )
+from ._mkor import mkor as mkor, scale_by_mkor as scale_by_mkor
+from ._mkor_h import mkor_h as mkor_h, scale_by_mkor_h as scale_by_mkor_h
+from ._mkor_rule import MKORState as MKORState
 from ._shampoo import (
     ShampooState as ShampooState,
     scale_by_shampoo as scale_by_shampoo,
@@ -36,6 +39,7 @@ __all__ = [
     "AdaHessianState",
     "EstimatorState",
     "GNSState",
+    "MKORState",
     "SOAPState",
     "ShampooState",
     "SophiaState",
@@ -43,7 +47,11 @@ __all__ = [
     "bartlett_estimator",
     "gradient_normalized_newton",
     "hutchinson_estimator",
+    "mkor",
+    "mkor_h",
     "scale_by_adahessian",
+    "scale_by_mkor",
+    "scale_by_mkor_h",
     "scale_by_shampoo",
     "scale_by_soap",
     "scale_by_sophia",
