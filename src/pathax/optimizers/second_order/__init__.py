@@ -5,6 +5,11 @@ from ._adahessian import (
     adahessian as adahessian,
     scale_by_adahessian as scale_by_adahessian,
 )
+from ._ekfac import (
+    EKFACState as EKFACState,
+    ekfac as ekfac,
+    scale_by_ekfac as scale_by_ekfac,
+)
 from ._estimators import (
     EstimatorState as EstimatorState,
     bartlett_estimator as bartlett_estimator,
@@ -13,6 +18,11 @@ from ._estimators import (
 from ._gradient_normalized_newton import (
     GNSState as GNSState,
     gradient_normalized_newton as gradient_normalized_newton,
+)
+from ._kfac import (
+    KFACState as KFACState,
+    kfac as kfac,
+    scale_by_kfac as scale_by_kfac,
 )
 from ._mkor import mkor as mkor, scale_by_mkor as scale_by_mkor
 from ._mkor_h import mkor_h as mkor_h, scale_by_mkor_h as scale_by_mkor_h
@@ -37,19 +47,25 @@ from ._sophia import (
 
 __all__ = [
     "AdaHessianState",
+    "EKFACState",
     "EstimatorState",
     "GNSState",
+    "KFACState",
     "MKORState",
     "SOAPState",
     "ShampooState",
     "SophiaState",
     "adahessian",
     "bartlett_estimator",
+    "ekfac",
     "gradient_normalized_newton",
     "hutchinson_estimator",
+    "kfac",
     "mkor",
     "mkor_h",
     "scale_by_adahessian",
+    "scale_by_ekfac",
+    "scale_by_kfac",
     "scale_by_mkor",
     "scale_by_mkor_h",
     "scale_by_shampoo",
