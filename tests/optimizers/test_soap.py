@@ -123,12 +123,14 @@ def test_is_adam_where_it_has_no_bases(rng, precision):
         np.testing.assert_allclose(
             updates[name][1:], adam[name], atol=precision.tolerance(100)
         )
-    assert all(x.size == 0 for x in jax.tree.leaves((state.left, state.right)))
+    assert all(
+        x.shape == (STEPS, 1, 1) for x in jax.tree.leaves((state.left, state.right))
+    )
 
 
 def test_one_long_axis_leaves_the_other():
     state = scale_by_soap(max_dim=4).init(jnp.zeros((5, 3)))
-    assert state.left.size == 0
+    assert state.left.shape == (1, 1)
     assert state.right.shape == (3, 3)
 
 

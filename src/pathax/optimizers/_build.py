@@ -45,7 +45,7 @@ def _objective(fn: Callable[[PyTree], Array]) -> Callable[..., Array]:
 
 
 def extras(
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | optax.MultiSteps,
     loss: Callable[..., Any],
     *,
     predict: Callable[..., PyTree] | None = None,
@@ -171,6 +171,12 @@ def _functions(
 # Dry runs ---------------------------------------------------------------------------
 
 
+def _with_extras(tx: Any) -> optax.GradientTransformationExtraArgs:
+    if isinstance(tx, optax.MultiSteps):
+        tx = tx.gradient_transformation()
+    return optax.with_extra_args_support(tx)
+
+
 def _try(tx: Any, params: PyTree, given: Mapping[str, Any]) -> None:
     """One abstract update, which raises what the real one would."""
     tx = optax.with_extra_args_support(tx)
@@ -243,7 +249,7 @@ def _asked_for(error: Exception) -> list[str]:
 
 
 def needs(
-    tx: optax.GradientTransformation, params: PyTree, **given: Any
+    tx: optax.GradientTransformation | optax.MultiSteps, params: PyTree, **given: Any
 ) -> frozenset[str]:
     """Names of the extras that a transformation can't do without.
 
@@ -293,7 +299,7 @@ def _missing(
         }
         return tx.update(params, tx.init(params), params, **(stand_ins | dict(given)))
 
-    tx = optax.with_extra_args_support(tx)
+    tx = _with_extras(tx)
     try:
         jax.eval_shape(run, params)
     except Exception as error:

@@ -121,21 +121,23 @@ def each_axis(fn: Callable[..., Array], *matrices: Matrices) -> Matrices:
 # States -----------------------------------------------------------------------------
 #
 # Trees of the parameters' structure, so that functions of Optax may map over both: an
-# axis without a matrix has an empty array.
+# axis without a matrix has one of size one by one, which no other axis has. (An empty
+# array would do, but checkpoints refuse it.)
 
 
 def _pack(others: Matrices) -> Any:
     """Matrices of the later axes: one array for one axis, else a tuple."""
-    if not others:
-        return jnp.zeros((0, 0), jnp.float32)
-    filled = tuple(jnp.zeros((0, 0), jnp.float32) if m is None else m for m in others)
+    none = jnp.zeros((1, 1), jnp.float32)
+    filled = tuple(none if m is None else m for m in others)
+    if not filled:
+        return none
     return filled[0] if len(filled) == 1 else filled
 
 
 def _unpack(first: Array, others: Any, fold: Fold) -> Matrices:
     rest = others if isinstance(others, tuple) else (others,)
     matrices = (first, *rest)[: len(fold.shape)]
-    return tuple(m if m.size else None for m in matrices)
+    return tuple(None if m.shape == (1, 1) else m for m in matrices)
 
 
 def start(

@@ -36,7 +36,8 @@ class ShampooState(NamedTuple):
 
     - `count`: steps taken.
     - `left`: second moment of gradients along a leaf's first axis; a vector, its
-      diagonal, where the axis is too long; empty where its length is one.
+      diagonal, where the axis is too long; one by one where its
+      length is one.
     - `right`: that of its second axis, or a tuple of those of all later ones.
     - `root_left`, `root_right`: inverse roots of the matrices at the last refresh.
     - `grafting`: the state of the transformation that gives updates their length.

@@ -38,8 +38,8 @@ class SOAPState(NamedTuple):
     - `mu`: running mean of gradients, in the eigenbases.
     - `nu`: running mean of squared gradients, in the eigenbases. In a complex leaf, of
       the real and of the imaginary coordinates.
-    - `left`: second moment of gradients along a leaf's first axis; empty where that
-      axis has no basis.
+    - `left`: second moment of gradients along a leaf's first axis; one by one where
+      that axis has no basis.
     - `right`: that of its second axis, or a tuple of those of all later ones.
     - `basis_left`, `basis_right`: their eigenvectors, as columns.
     """
