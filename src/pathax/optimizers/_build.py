@@ -1,7 +1,7 @@
 """Extra arguments for any transformation, built from one loss."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ..curvature import Likelihood, bind, kron
 from ._extras import MissingExtraError
+from .second_order import EKFACState
 
 
 def _direction(grads: PyTree) -> PyTree:
@@ -51,6 +52,8 @@ def extras(
     predict: Callable[..., PyTree] | None = None,
     residual: Callable[..., Array] | None = None,
     likelihood: str | Likelihood | None = None,
+    layers: Sequence[kron.LayerSpec] | None = None,
+    terms: int | Array | None = None,
     has_aux: bool = False,
 ) -> Callable[..., tuple[Any, PyTree, dict[str, Any]]]:
     """What a transformation wants beyond the gradient, so that all train alike.
@@ -73,14 +76,17 @@ def extras(
       labels that the model draws, see [`pathax.curvature.kron.fisher_stats`][], and
       computed in steps that refresh curvature only; `prepare` then needs `key`.
       Without, they are those of the data's labels, from the backward pass of the loss.
+    - `layers`, `terms`: see [`pathax.curvature.kron.value_and_grad`][].
     - `has_aux`: whether the loss returns a pair of the scalar and anything else.
 
-    **Returns:** `prepare(params, *args, key=None)`, which returns `(value, grads,
-    extra)`: the value (a pair with `has_aux`), the gradients to hand to `tx.update`
-    (for complex leaves the conjugate of `jax.grad`, the direction of steepest ascent),
-    and a dictionary of extras for `tx.update(grads, state, params, **extra)`. `key` is
-    passed on to transformations that draw random numbers, which otherwise use the key
-    in their state.
+    **Returns:** `prepare(params, *args, key=None, state=None)`, which returns `(value,
+    grads, extra)`: the value (a pair with `has_aux`), the gradients to hand to
+    `tx.update` (for complex leaves the conjugate of `jax.grad`, the direction of
+    steepest ascent), and a dictionary of extras for `tx.update(grads, state, params,
+    **extra)`. `key` is passed on to transformations that draw random numbers, which
+    otherwise use the key in their state. `state` is that of the transformation; only
+    [`pathax.optimizers.ekfac`][] with `moment="examples"` needs it here, to have
+    statistics in its bases.
 
     **Raises:** `ValueError` if the transformation needs statistics of layers and the
     parameters are not those of a model passed through
@@ -111,18 +117,19 @@ def extras(
     """
 
     def prepare(
-        params: PyTree, *args: Any, key: Array | None = None
+        params: PyTree, *args: Any, key: Array | None = None, state: PyTree = None
     ) -> tuple[Any, PyTree, dict[str, Any]]:
         free = _functions(params, args, loss, predict, residual, has_aux)
         if key is not None:
             free["key"] = key
-        stats = _wanted_stats(tx, params, free)
+        stats = _wanted_stats(tx, params, free, layers)
+        options = {"stats": stats, "layers": layers, "bases": _bases(state)}
         if stats == "factors" and likelihood is not None:
-            free["kron"] = _drawn(params, free, likelihood)
+            free["kron"] = _drawn(params, free, likelihood, options)
         if stats is None or "kron" in free:
             out, raw = jax.value_and_grad(loss, has_aux=has_aux)(params, *args)
         else:
-            derive = kron.value_and_grad(loss, stats=stats, has_aux=has_aux)
+            derive = kron.value_and_grad(loss, has_aux=has_aux, terms=terms, **options)
             (out, free["kron"]), raw = derive(params, *args)
         free["value"] = out[0] if has_aux else out
         free["grad"] = raw
@@ -131,8 +138,18 @@ def extras(
     return prepare
 
 
+def _bases(state: PyTree) -> tuple[tuple, tuple] | None:
+    """The bases that EKFAC wants statistics in, if the state is its."""
+    is_state = lambda node: isinstance(node, EKFACState)
+    found = [s for s in jax.tree.leaves(state, is_leaf=is_state) if is_state(s)]
+    return (found[0].basis_left, found[0].basis_right) if found else None
+
+
 def _drawn(
-    params: PyTree, free: Mapping[str, Any], likelihood: str | Likelihood
+    params: PyTree,
+    free: Mapping[str, Any],
+    likelihood: str | Likelihood,
+    options: dict[str, Any],
 ) -> Callable[[], tuple[kron.LayerStats, ...]]:
     """Statistics for labels that the model draws, when they are called for."""
     missing = [name for name in ("predict_fn", "key") if name not in free]
@@ -143,7 +160,9 @@ def _drawn(
             "missing"
         )
     predict, key = free["predict_fn"], jax.random.fold_in(free["key"], 1)
-    return lambda: kron.fisher_stats(predict, params, key, likelihood=likelihood)
+    return lambda: kron.fisher_stats(
+        predict, params, key, likelihood=likelihood, **options
+    )
 
 
 def _functions(
@@ -189,13 +208,17 @@ def _try(tx: Any, params: PyTree, given: Mapping[str, Any]) -> None:
     jax.eval_shape(run, params)
 
 
-def _stats_like(params: PyTree, stats: str) -> tuple[kron.LayerStats, ...]:
+def _stats_like(
+    params: PyTree, stats: str, layers: Any = None
+) -> tuple[kron.LayerStats, ...]:
     """Statistics of the right shapes, of a loss that uses no layer."""
-    (_, found), _ = kron.value_and_grad(_half_squares, stats=stats)(params)
-    return found
+    derive = kron.value_and_grad(_half_squares, stats=stats, layers=layers)
+    return derive(params)[0][1]
 
 
-def _wanted_stats(tx: Any, params: PyTree, free: Mapping[str, Any]) -> str | None:
+def _wanted_stats(
+    tx: Any, params: PyTree, free: Mapping[str, Any], layers: Any
+) -> str | None:
     """Which statistics of layers a transformation asks for: the cheapest that do."""
     try:
         _try(tx, params, free)
@@ -205,7 +228,7 @@ def _wanted_stats(tx: Any, params: PyTree, free: Mapping[str, Any]) -> str | Non
             return None
     except Exception:  # the step itself will raise it, and say where
         return None
-    like = jax.eval_shape(lambda p: _stats_like(p, "mean"), params)
+    like = jax.eval_shape(lambda p: _stats_like(p, "mean", layers), params)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     try:
         _try(tx, params, {**free, "kron": zeros})
