@@ -9,11 +9,17 @@ from ._hutchinson import (
     value_grad_and_hutchinson as value_grad_and_hutchinson,
 )
 from ._likelihoods import Likelihood as Likelihood
+from ._mfac import InverseFisher as InverseFisher, mfac_ihvp as mfac_ihvp
 from ._products import (
     as_operator as as_operator,
     fisher_mvp as fisher_mvp,
     ggn_mvp as ggn_mvp,
     hvp as hvp,
+)
+from ._pruning import (
+    optimal_brain_surgeon as optimal_brain_surgeon,
+    pruning_schedule as pruning_schedule,
+    pruning_scores as pruning_scores,
 )
 from ._rows import empirical_fisher_rows as empirical_fisher_rows
 
@@ -21,6 +27,7 @@ from ._rows import empirical_fisher_rows as empirical_fisher_rows
 Likelihood.__module__ = "pathax.curvature"
 
 __all__ = [
+    "InverseFisher",
     "Likelihood",
     "as_operator",
     "bind",
@@ -33,5 +40,9 @@ __all__ = [
     "hutchinson_diagonal",
     "hvp",
     "kron",
+    "mfac_ihvp",
+    "optimal_brain_surgeon",
+    "pruning_schedule",
+    "pruning_scores",
     "value_grad_and_hutchinson",
 ]
