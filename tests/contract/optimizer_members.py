@@ -130,6 +130,56 @@ MEMBERS: tuple[Member, ...] = (
         {"learning_rate": falling(0.5)},
         covers=("shampoo", "scale_by_shampoo"),
     ),
+    # Factors of layers
+    Member(
+        "mkor",
+        o.mkor,
+        {"learning_rate": falling(0.05), "update_interval": 2},
+        covers=("mkor", "scale_by_mkor"),
+        needs=frozenset({"kron"}),
+        layers=True,
+        maps_params=False,  # its state has an entry a layer
+    ),
+    Member(
+        "mkor_h",
+        o.mkor_h,
+        {"learning_rate": falling(0.05), "update_interval": 2, "check_every": 5},
+        covers=("mkor_h", "scale_by_mkor_h"),
+        needs=frozenset({"kron", "value"}),
+        layers=True,
+        maps_params=False,  # its state has an entry a layer
+    ),
+    Member(
+        "kfac",
+        o.kfac,
+        {"learning_rate": falling(0.1), "inverse_interval": 3},
+        covers=("kfac", "scale_by_kfac"),
+        needs=frozenset({"kron"}),
+        layers=True,
+        maps_params=False,  # its state has an entry a layer
+    ),
+    Member(
+        "ekfac",
+        o.ekfac,
+        {"learning_rate": falling(0.1), "inverse_interval": 3},
+        covers=("ekfac", "scale_by_ekfac"),
+        needs=frozenset({"kron"}),
+        layers=True,
+        maps_params=False,  # its state has an entry a layer
+    ),
+    # Windows of gradients
+    Member(
+        "mfac",
+        o.mfac,
+        {"learning_rate": falling(0.2), "window": 4, "damping": 0.1},
+        covers=("mfac", "scale_by_mfac"),
+    ),
+    Member(
+        "natural_galore",
+        o.natural_galore,
+        {"learning_rate": falling(0.3), "rank": 1, "update_interval": 3, "history": 4},
+        covers=("natural_galore", "scale_by_natural_galore", "scale_by_window_fisher"),
+    ),
     # Optax's own
     Member(
         "lbfgs",
@@ -244,7 +294,7 @@ class Problem:
 
     def step(self, params, state, batch):
         """The training step that is the same for all."""
-        value, grads, extra = self.prepare(params, batch)
+        value, grads, extra = self.prepare(params, batch, state=state)
         updates, state = self.tx.update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state, value
 
@@ -254,13 +304,11 @@ class Problem:
 
     def extras(self, params, batch, tx=None):
         """Gradients and extras, for an update by another transformation."""
+        tx = self.tx if tx is None else tx
         prepare = px.optimizers.extras(
-            self.tx if tx is None else tx,
-            self.loss,
-            predict=self.predict,
-            residual=self.residual,
+            tx, self.loss, predict=self.predict, residual=self.residual
         )
-        _, grads, extra = prepare(params, batch)
+        _, grads, extra = prepare(params, batch, state=tx.init(params))
         return grads, extra
 
 

@@ -191,14 +191,14 @@ def _functions(
 
 
 def _with_extras(tx: Any) -> optax.GradientTransformationExtraArgs:
-    if isinstance(tx, optax.MultiSteps):
-        tx = tx.gradient_transformation()
+    if isinstance(tx, optax.MultiSteps):  # no transformation, but passes extras on
+        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
     return optax.with_extra_args_support(tx)
 
 
 def _try(tx: Any, params: PyTree, given: Mapping[str, Any]) -> None:
     """One abstract update, which raises what the real one would."""
-    tx = optax.with_extra_args_support(tx)
+    tx = _with_extras(tx)
 
     def run(params: PyTree) -> Any:
         # Not the loss itself: tracing it would take as long as the step takes.
