@@ -73,6 +73,8 @@ def _is_record(cls: type) -> bool:
 
 
 def _heads(obj: object) -> tuple[str, ...]:
+    if not getattr(obj, "__module__", "pathax").startswith("pathax"):
+        return ()  # of another library, and described in its words
     if not inspect.isclass(obj):
         return FUNCTION_HEADS if callable(obj) else ()
     if obj.__name__.startswith("Abstract") or issubclass(obj, Exception):
