@@ -50,11 +50,13 @@ class Member:
     quadratic: float = 2e-2
     valley: float = 0.15
     ours: bool = True
+    strict: bool = True  # bears strict promotion of types
     layers: bool = False  # parameters of an instrumented model
     complex: bool = True
     half: bool = True
     none_leaves: bool = True
     maps_params: bool = True
+    mirrors: bool = True  # every tree in its state has the structure of the parameters
     injects: bool = True
     static: tuple[str, ...] = ()  # what `inject` must be told of Optax's factories
     stable_types: bool = True
@@ -179,6 +181,8 @@ MEMBERS: tuple[Member, ...] = (
         o.natural_galore,
         {"learning_rate": falling(0.3), "rank": 1, "update_interval": 3, "history": 4},
         covers=("natural_galore", "scale_by_natural_galore", "scale_by_window_fisher"),
+        strict=False,  # contains Optax's Adam
+        mirrors=False,  # a leaf has two projectors
     ),
     # Optax's own
     Member(
@@ -189,6 +193,7 @@ MEMBERS: tuple[Member, ...] = (
         quadratic=1e-10,
         valley=1e-3,
         ours=False,
+        strict=False,
         half=False,  # mixes types
         maps_params=False,  # asks for the type of the first leaf
         injects=False,
@@ -203,6 +208,7 @@ MEMBERS: tuple[Member, ...] = (
         covers=("scale_by_backtracking_linesearch",),
         needs=frozenset({"value", "grad", "value_fn"}),
         ours=False,
+        strict=False,
         half=False,  # mixes types
         maps_params=False,  # asks for the type of the first leaf
         injects=False,
@@ -216,6 +222,7 @@ MEMBERS: tuple[Member, ...] = (
         {"learning_rate": falling(0.2)},
         covers=("muon",),
         ours=False,
+        strict=False,
         maps_params=False,  # its partition hides some
     ),
     Member(
@@ -224,6 +231,7 @@ MEMBERS: tuple[Member, ...] = (
         {"learning_rate": falling(0.2), "rank": 2, "update_proj_gap": 5},
         covers=("galore",),
         ours=False,
+        strict=False,
         complex=False,
         none_leaves=False,
         static=("rank",),
@@ -236,6 +244,7 @@ MEMBERS: tuple[Member, ...] = (
         covers=("optax_sophia",),
         needs=frozenset({"obj_fn"}),
         ours=False,
+        strict=False,
         complex=False,
     ),
 )

@@ -31,7 +31,7 @@ def _problem(member: Member) -> Problem:
 @contextlib.contextmanager
 def _as_written(member: Member) -> Iterator[None]:
     """Ours run under the suite's strictness, which Optax's own code does not bear."""
-    if member.ours:
+    if member.strict:
         yield
         return
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -171,15 +171,17 @@ def test_map_over_params_in_the_state(problem):
     """Every tree of the parameters' structure is found, as sharding rules need it."""
     _skip_unless(problem.member.maps_params, "its init asks for leaves")
     state = problem.state
-    names = jax.tree.map(lambda x: 1.0, problem.params)
+    names = [jax.tree.map(lambda x: 1.0, problem.params)]
+    names = names if problem.member.mirrors else []
     found = []
 
-    def visit(leaf, name):
+    def visit(leaf, *name):
         found.append(name)
         return leaf
 
-    mapped = optax.tree.map_params(problem.tx, visit, state, names)
-    _equal(mapped, state)
+    _equal(optax.tree.map_params(problem.tx, visit, state, *names), state)
+    if not names:
+        return
     number = len(jax.tree.leaves(problem.params))
     assert len(found) % number == 0
 
@@ -377,8 +379,9 @@ def test_complex_parameters(problem):
     draw = lambda *shape: jnp.asarray(
         rng.normal(size=shape) + 1j * rng.normal(size=shape), jnp.complex64
     )
-    a, target = draw(6, 3), draw(6, 2)
-    params = {"b": jnp.zeros(2, jnp.float32), "w": draw(3, 2)}
+    a, best = draw(6, 3), draw(3, 2)
+    target = a @ best
+    params = {"b": jnp.zeros(2, jnp.float32), "w": best + draw(3, 2) / 4}
 
     def predict(p):
         z = a @ p["w"] + p["b"].astype(jnp.complex64)[None, :]
@@ -403,7 +406,7 @@ def test_complex_parameters(problem):
 
     values = jax.jit(run, compiler_options=QUICK)(params)
     assert np.isfinite(values).all()
-    assert float(values[-1]) <= 0.5 * float(values[0])
+    assert float(values[-1]) <= 0.2 * float(values[0])
 
 
 # Extra arguments --------------------------------------------------------------------
