@@ -164,6 +164,15 @@ def test_no_leaves_and_empty_leaves(problem):
     assert _avals(before) == _avals(after)
 
 
+def test_nothing_to_train(problem):
+    """A group of parameters may be empty, as in `optax.multi_transform`."""
+    _skip_unless(not problem.member.layers and problem.member.ours, "ours, on trees")
+    tx = optax.masked(problem.tx, lambda params: jax.tree.map(lambda _: False, params))
+    grads, before, updates, after = _abstract_update(problem, problem.params, tx)
+    assert jax.tree.structure(updates) == jax.tree.structure(grads)
+    assert _avals(before) == _avals(after)
+
+
 # Optax's tools ----------------------------------------------------------------------
 
 

@@ -253,6 +253,25 @@ def test_indefinite_curvature_is_rejected_until_positive():
             np.testing.assert_allclose(d, expected, rtol=1e-4)
 
 
+def test_curvature_is_evaluated_once_a_step():
+    """However many trials there are; each of them is one value and gradient."""
+    curvature, values = [], []
+
+    def count(calls, x):
+        jax.debug.callback(lambda: calls.append(1))
+        return x
+
+    f = lambda x: count(values, jnp.sum(jnp.cosh(x)))
+    tx = newton(lambda x: count(curvature, jnp.eye(2) / 100), gamma0=1e3)
+    x = jnp.array([1.0, 2.0])
+    step = jax.jit(lambda x, s: tx.update(jnp.sinh(x), s, x, obj_fn=f))
+    _, state = step(x, tx.init(x))
+    jax.effects_barrier()
+    assert int(state.trials) > 3
+    assert len(curvature) == 1
+    assert len(values) == int(state.trials) + 1
+
+
 def test_failed_searches_leave_the_point_and_shrink_the_radius():
     x, g = jnp.ones(3), jnp.ones(3)
     tx = newton(max_trials=4)
