@@ -217,6 +217,13 @@ MEMBERS: tuple[Member, ...] = (
         masks=False,  # wants the gradient of what it does not see
     ),
     Member(
+        "adamw",
+        optax.adamw,
+        {"learning_rate": falling(0.2), "weight_decay": 0.0},
+        ours=False,
+        strict=False,
+    ),
+    Member(
         "muon",
         o.muon,
         {"learning_rate": falling(0.2)},

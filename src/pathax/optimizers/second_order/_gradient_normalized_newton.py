@@ -361,7 +361,7 @@ def gradient_normalized_newton(
         updates: PyTree, state: Any, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, GNSState]:
         params = require_params(params, _NAME)
-        if not jax.tree.leaves(params):  # all of them are masked
+        if not sum(p.size for p in jax.tree.leaves(params)):  # all masked
             return updates, state._replace(count=one_more(state.count))
         point = _start(updates, params, metric, mode, extra)
         found = find_curvature(
