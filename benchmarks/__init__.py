@@ -1,4 +1,4 @@
-"""Benchmarks of pathax beside its peers: one harness, one file a subject.
+"""Benchmarks of pathax beside its peers: one harness, one folder a subject.
 
 `python -m benchmarks` lists the subjects, `python -m benchmarks <subject>` runs one,
 and `python -m benchmarks.report` draws tables and plots from the stored results. See

@@ -70,6 +70,8 @@ class Case:
     - `merge`: joins the figures of an earlier run with those of a new one, so that a
       study can grow (`--grow`).
     - `rounds`: fewer rounds than usual, for a case that takes long.
+    - `packages`: what else takes part, beside the packages that always do; their
+      versions are stored, and a result stands while they stay.
     - `revision`: raised when the meaning of the case changes.
     """
 
@@ -81,6 +83,7 @@ class Case:
     measure: Callable[[int], dict] | None = None
     merge: Callable[[dict, dict], dict] | None = None
     rounds: int | None = None
+    packages: tuple[str, ...] = ()
     revision: int = 1
 
     def __post_init__(self):

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ._case import Case, Config
-from ._record import SCRATCH, Store, environment, without_paths
+from ._record import SCRATCH, Store, environment, versions, without_paths
 from ._timing import time_case
 
 
@@ -21,11 +21,15 @@ NOT_SUBJECTS = {"report"}
 
 
 def subjects() -> list[str]:
-    """Names of all subjects: the public modules beside this one."""
-    folder = str(Path(__file__).parent)
-    modules = (info for info in pkgutil.iter_modules([folder]) if not info.ispkg)
-    names = (info.name for info in modules)
-    return sorted(n for n in names if n[0] != "_" and n not in NOT_SUBJECTS)
+    """Names of all subjects: the public modules and packages beside this one.
+
+    A package that is a command of its own is none.
+    """
+    folder = Path(__file__).parent
+    names = (info.name for info in pkgutil.iter_modules([str(folder)]))
+    commands = {path.parent.name for path in folder.glob("*/__main__.py")}
+    no_subjects = NOT_SUBJECTS | commands
+    return sorted(n for n in names if n[0] != "_" and n not in no_subjects)
 
 
 def load(subject: str) -> ModuleType:
@@ -34,7 +38,7 @@ def load(subject: str) -> ModuleType:
         known = ", ".join(subjects()) or "none"
         raise SystemExit(
             f"There is no subject {subject!r}; there are: {known}. Add it as "
-            f"benchmarks/{subject}.py, with `cases(config)` and `headline(results)`."
+            f"benchmarks/{subject}/, with `cases(config)` and `headline(results)`."
         )
     return importlib.import_module(f"benchmarks.{subject}")
 
@@ -131,7 +135,8 @@ def run_subject(
             continue
         record = run_case(case, config, found if growing else None)
         failures += record["status"] != "ok"
-        store.put(case, record, env, fast=config.fast)
+        own = {**env, "versions": versions(case.packages)}
+        store.put(case, record, own, fast=config.fast)
         current[case.name] = store.cases[case.name]
         ran += 1
         spent = time.perf_counter() - start

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,10 +46,10 @@ def device_slug(device: Any = None) -> str:
     return "cpu" if device.platform == "cpu" else slug(device.device_kind)
 
 
-def versions() -> dict[str, str]:
+def versions(others: Iterable[str] = ()) -> dict[str, str]:
     """Versions of Python and of all packages that take part."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *others):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -130,7 +131,7 @@ def fingerprint(case: Case, *, fast: bool = False) -> str:
     """What must be unchanged for a stored result to stand for a new run."""
     compared = [[c.name for c in case.contenders], dict(case.ratios)]
     parts = [case.name, dict(case.parameters), compared, case.revision]
-    return _digest([SCHEMA, *parts, versions(), fast])
+    return _digest([SCHEMA, *parts, versions(case.packages), fast])
 
 
 def now() -> str:

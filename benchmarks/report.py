@@ -9,7 +9,6 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from ._harness import subjects
@@ -28,10 +27,9 @@ def collect(folder: Path, subject: str) -> list[Results]:
 
 
 def _writer(subject: str) -> Callable[[Results, Path], list[str]]:
-    name = f"benchmarks._{subject}_report"
-    if find_spec(name) is None:
+    if not (FOLDER / subject / "_report.py").exists():
         return generic_sections
-    return importlib.import_module(name).sections
+    return importlib.import_module(f"benchmarks.{subject}._report").sections
 
 
 def render(subject: str, found: list[Results], out: Path) -> str:

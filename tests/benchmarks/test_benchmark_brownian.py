@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks import brownian
-from benchmarks._brownian_law import farthest_from_one, merge
-from benchmarks._brownian_order import _float32_normals, _path, slope
-from benchmarks._brownian_paths import AREAS, normalised
-from benchmarks._brownian_speed import GRID, STEPS, minimal_normals
 from benchmarks._case import Config
+from benchmarks.brownian._law import farthest_from_one, merge
+from benchmarks.brownian._order import _float32_normals, _path, slope
+from benchmarks.brownian._paths import AREAS, normalised
+from benchmarks.brownian._speed import GRID, STEPS, minimal_normals
 
 
 FULL = Config()

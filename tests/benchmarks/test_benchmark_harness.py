@@ -185,6 +185,7 @@ def test_fingerprints_follow_what_matters():
     assert base != fingerprint(_timed(size=9))
     assert base != fingerprint(_timed(revision=2))
     assert base != fingerprint(_timed(), fast=True)
+    assert base != fingerprint(_timed(packages=("optax",)))
 
 
 def test_studies_grow(tmp_path):
@@ -299,6 +300,12 @@ def test_report_command(tmp_path, capsys):
     empty = str(tmp_path / "results")
     assert report.main(["--results", empty, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "benchmarks_brownian.md").exists()
+
+
+def test_packages_of_a_case_are_stored(tmp_path):
+    _run(tmp_path, _timed(packages=("optax",)))
+    (env,) = Store(tmp_path, "cpu", "toy").data["environments"].values()
+    assert env["versions"]["optax"] != "none"
 
 
 def test_a_record_says_how_long_it_took():

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._brownian_paths import AREAS, TREES, tree_maker
-from ._case import Case, Config, Contender
+from .._case import Case, Config, Contender
+from ._paths import AREAS, TREES, tree_maker
 
 
 HORIZON = 1.0

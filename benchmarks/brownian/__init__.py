@@ -13,10 +13,10 @@ Families of cases:
 import statistics
 from collections.abc import Mapping
 
-from ._brownian_law import farthest_from_one, law_cases
-from ._brownian_order import order_cases
-from ._brownian_speed import speed_cases
-from ._case import Case, Config
+from .._case import Case, Config
+from ._law import farthest_from_one, law_cases
+from ._order import order_cases
+from ._speed import speed_cases
 
 
 def cases(config: Config) -> list[Case]:

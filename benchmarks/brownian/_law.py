@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._brownian_paths import TREES, normalised, tree_maker
-from ._case import Case, Config
+from .._case import Case, Config
+from ._paths import TREES, normalised, tree_maker
 
 
 KEYS, SIZE = 1000, 100  # samples: independent keys times components of one path

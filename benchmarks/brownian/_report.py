@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ._report import (
+from .._report import (
     COLOURS,
     Results,
     new_plot,

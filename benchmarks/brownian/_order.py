@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._brownian_paths import TREES, tree_maker
-from ._case import Case, Config
+from .._case import Case, Config
+from ._paths import TREES, tree_maker
 
 
 GAMMA, MOBILITY = 1.0, 1.0
