@@ -19,7 +19,12 @@ from ._tree import in_real, local, mean_over, split_key, widen
 
 
 def _signs(key: Array, leaf: Array) -> Array:
-    return jax.random.rademacher(key, leaf.shape, leaf.dtype)
+    """Random signs, one a bit: drawing a word for each takes as long as a gradient."""
+    words = jax.random.bits(key, (-(-leaf.size // 32),), jnp.uint32)
+    places = jnp.arange(32, dtype=jnp.uint32)
+    bits = (words[:, None] >> places[None]) & jnp.uint32(1)
+    bits = bits.reshape(-1)[: leaf.size].reshape(leaf.shape)
+    return jnp.where(bits == 0, jnp.ones((), leaf.dtype), -jnp.ones((), leaf.dtype))
 
 
 def _normals(key: Array, leaf: Array) -> Array:
@@ -50,6 +55,14 @@ def _draw(key: Array, x: PyTree, distribution: str) -> PyTree:
     return treedef.unflatten([sample(k, leaf) for k, leaf in keyed])
 
 
+def _estimate(z: PyTree, q: PyTree, absolute: bool, axis_name: Any) -> PyTree:
+    """What one probe says, `z * q` or `|q|`."""
+    q = mean_over(widen(q), axis_name)  # before the modulus
+    if absolute:
+        return jax.tree.map(jnp.abs, q)
+    return jax.tree.map(lambda a, b: a.astype(b.dtype) * b, z, q)
+
+
 def _average(
     product: Callable[[PyTree], PyTree],
     x: PyTree,
@@ -65,10 +78,7 @@ def _average(
 
     def one(key: Array) -> PyTree:
         z = local(_draw(key, x, distribution), axis_name)
-        q = mean_over(widen(product(z)), axis_name)  # before the modulus
-        if absolute:
-            return jax.tree.map(jnp.abs, q)
-        return jax.tree.map(lambda a, b: a.astype(b.dtype) * b, z, q)
+        return _estimate(z, product(z), absolute, axis_name)
 
     total = one(keys[0])
     if num_samples > 1:
@@ -210,21 +220,30 @@ def value_grad_and_hutchinson(
         return (value, grads), aux
 
     with _context(hvp_mode):
-        if hvp_mode == "fwd_over_rev":
-            (value, grads), push, aux = jax.linearize(value_and_grad, x, has_aux=True)
-            product = lambda z: push(z)[1]
+        if hvp_mode == "fwd_over_rev" and num_samples == 1:
+            # One pass; a linearization would write down what it keeps for others.
+            z = local(_draw(key, x, distribution), axis_name)
+            found = jax.jvp(value_and_grad, (x,), (z,), has_aux=True)
+            (value, grads), (_, q), aux = found
+            diag = _estimate(z, q, absolute, axis_name)
         else:
-            (value, grads), aux = value_and_grad(x)
-            product = real_hvp(lambda x: f(x)[0], x, hvp_mode)
-        diag = _average(
-            product,
-            x,
-            key,
-            num_samples=num_samples,
-            distribution=distribution,
-            absolute=absolute,
-            axis_name=axis_name,
-        )
+            if hvp_mode == "fwd_over_rev":
+                (value, grads), push, aux = jax.linearize(
+                    value_and_grad, x, has_aux=True
+                )
+                product = lambda z: push(z)[1]
+            else:
+                (value, grads), aux = value_and_grad(x)
+                product = real_hvp(lambda x: f(x)[0], x, hvp_mode)
+            diag = _average(
+                product,
+                x,
+                key,
+                num_samples=num_samples,
+                distribution=distribution,
+                absolute=absolute,
+                axis_name=axis_name,
+            )
     diag = from_real(diag, _wide_like(params))
     value, grads = mean_over((value, grads), axis_name)
     # What `jax.grad` means by the gradient in a complex leaf: the conjugate.
