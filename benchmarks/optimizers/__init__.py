@@ -12,11 +12,11 @@ Families of cases:
 
 from collections.abc import Mapping
 
-from ._case import Case, Config
-from ._optimizers_exactness import exactness_cases
-from ._optimizers_pruning import pruning_cases
-from ._optimizers_race import race_cases
-from ._optimizers_speed import speed_cases
+from .._case import Case, Config
+from ._exactness import exactness_cases
+from ._pruning import pruning_cases
+from ._race import race_cases
+from ._speed import speed_cases
 
 
 def cases(config: Config) -> list[Case]:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._case import Case, Config, Contender
-from ._optimizers_methods import METHODS, Method, init_state, training_step
-from ._optimizers_tasks import Task, _classifier
+from .._case import Case, Config, Contender
+from ._methods import METHODS, Method, init_state, training_step
+from ._tasks import Task, _classifier
 
 
 # Width of two hidden layers -> about 2.5k, 26k and 250k parameters.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._optimizers_tasks import Task
+from ._tasks import Task
 
 
 RATES = tuple(float(r) for r in 10.0 ** jnp.linspace(-4, 0.5, 10))

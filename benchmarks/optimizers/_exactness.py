@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._case import Case
+from .._case import Case
 
 
 SIZE, WINDOW = 12, 6

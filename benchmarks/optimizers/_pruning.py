@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._case import Case, Config
-from ._optimizers_tasks import digits, digits_data
+from .._case import Case, Config
+from ._tasks import digits, digits_data
 
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)

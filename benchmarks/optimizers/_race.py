@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._case import Case, Config
-from ._optimizers_methods import METHODS, Method, init_state, training_step
-from ._optimizers_tasks import TASKS, Task
+from .._case import Case, Config
+from ._methods import METHODS, Method, init_state, training_step
+from ._tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
