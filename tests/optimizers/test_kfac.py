@@ -297,15 +297,16 @@ def test_statistics_are_asked_for_when_due(make, rng):
     stat = random_stats(rng, np.float32)
     calls = []
 
-    def stats():
+    def stats(time):
         jax.debug.callback(lambda: calls.append(1))
-        return (stat,)
+        moved = time * jnp.diag(jnp.arange(2.0))
+        return (stat._replace(g_factor=stat.g_factor + moved),)
 
     tx = make(layers, update_interval=2, inverse_interval=4)
-    step = jax.jit(lambda s: tx.update(params, s, kron=stats)[1])
+    step = jax.jit(lambda s, t: tx.update(params, s, kron=lambda: stats(t))[1])
     states = [tx.init(params)]
-    for _ in range(6):
-        states.append(step(states[-1]))
+    for time in range(6):
+        states.append(step(states[-1], jnp.asarray(time, jnp.float32)))
     jax.effects_barrier()
     assert len(calls) == 3
     same = lambda i, j, name: jnp.array_equal(
