@@ -80,8 +80,8 @@ METHODS: dict[str, Method] = {
             lambda r, t: _px().sophia_g(r, weight_decay=0.0, likelihood=t.likelihood),
             fits=lambda t: t.predict is not None,
         ),
-        Method("mfac w=16", lambda r, t: _px().mfac(r, 16, 1e-3)),
-        Method("mfac w=64", lambda r, t: _px().mfac(r, 64, 1e-3)),
+        Method("mfac w=16", lambda r, t: _px().mfac(r, 16, 0.1)),
+        Method("mfac w=64", lambda r, t: _px().mfac(r, 64, 0.1)),
         Method(
             "mkor",
             lambda r, t: optax.chain(_px().scale_by_mkor(), optax.sgd(r, momentum=0.9)),
