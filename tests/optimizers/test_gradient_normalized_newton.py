@@ -1,5 +1,7 @@
 """Gradient-normalized Newton: every solver is the dense one, every step is safe."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -9,6 +11,11 @@ import pytest
 
 import pathax as px
 from pathax.optimizers import gradient_normalized_newton as newton
+
+
+# Compilation is most of the time of these tests.
+_QUICK = {"xla_backend_optimization_level": 0}
+jit = functools.partial(jax.jit, compiler_options=_QUICK)
 
 
 ROWS, SIZE = 9, 5
@@ -43,7 +50,7 @@ def _run(tx, f, x, steps, extra=lambda x: {}):
         x = optax.apply_updates(x, d)
         return (x, state), (x, d, state)
 
-    loop = jax.jit(lambda x: jax.lax.scan(one, (x, tx.init(x)), length=steps)[1])
+    loop = jit(lambda x: jax.lax.scan(one, (x, tx.init(x)), length=steps)[1])
     return loop(x)
 
 
@@ -76,7 +83,7 @@ def _forms(jacobian, residuals):
 def test_all_solvers_take_the_dense_step(rng, precision):
     residuals, x = _problem(rng, precision.dtype)
 
-    @jax.jit
+    @jit
     def steps(x):
         jacobian, r = jax.jacobian(residuals)(x), residuals(x)
         g = jacobian.T @ r / ROWS
@@ -107,7 +114,7 @@ def test_rows_where_subtraction_fails(rng, precision):
     tx = newton(mode="fixed", gamma0=gamma)
     x = jnp.zeros(size, precision.dtype)
 
-    @jax.jit
+    @jit
     def steps(j, r, g):
         step = lambda given: tx.update(g, tx.init(x), x, curvature=given)[0]
         gram = shift * rows * jnp.eye(rows, dtype=j.dtype) + j @ j.T
@@ -149,7 +156,7 @@ def test_metrics_are_the_dense_ones(rng, precision):
         (2.0, 2 * np.eye(SIZE), matrix),
     ]
 
-    @jax.jit
+    @jit
     def steps(g):
         tx = [newton(mode="fixed", gamma0=0.3, metric=m) for m, _, _ in cases]
         return [
@@ -234,7 +241,7 @@ def test_indefinite_curvature_is_rejected_until_positive():
     g = jax.grad(f)(x)
     solvers = ("eigh", "cholesky", "lanczos")
 
-    @jax.jit
+    @jit
     def steps(x):
         out = []
         for solver in solvers:
@@ -264,7 +271,7 @@ def test_curvature_is_evaluated_once_a_step():
     f = lambda x: count(values, jnp.sum(jnp.cosh(x)))
     tx = newton(lambda x: count(curvature, jnp.eye(2) / 100), gamma0=1e3)
     x = jnp.array([1.0, 2.0])
-    step = jax.jit(lambda x, s: tx.update(jnp.sinh(x), s, x, obj_fn=f))
+    step = jit(lambda x, s: tx.update(jnp.sinh(x), s, x, obj_fn=f))
     _, state = step(x, tx.init(x))
     jax.effects_barrier()
     assert int(state.trials) > 3
@@ -309,7 +316,7 @@ def test_stored_value_and_gradient_change_nothing(rng, precision):
         )
         return (x + d, state), x + d
 
-    _, fresh = jax.jit(lambda x: jax.lax.scan(one, (x, tx.init(x)), length=5))(x)
+    _, fresh = jit(lambda x: jax.lax.scan(one, (x, tx.init(x)), length=5))(x)
     np.testing.assert_allclose(stored, fresh, rtol=precision.tolerance(500))
     np.testing.assert_allclose(
         state.value[-1], f(stored[-1]), rtol=precision.tolerance(20)
@@ -410,9 +417,9 @@ def test_named_curvature_is_the_dense_one(rng, precision):
             out[name], _ = tx.update(slope, tx.init(params), params, **extra)
         return out
 
-    dense, slope = jax.jit(matrices)(flat)
+    dense, slope = jit(matrices)(flat)
     flat_slope, _ = jax.flatten_util.ravel_pytree(slope)
-    for name, d in jax.jit(steps)(params, slope).items():
+    for name, d in jit(steps)(params, slope).items():
         expected = _dense_step(dense[name], flat_slope, 0.05)
         got, _ = jax.flatten_util.ravel_pytree(d)
         error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
@@ -438,7 +445,7 @@ def test_complex_parameters_are_their_real_coordinates(rng, precision):
     x = jnp.asarray(rng.normal(size=(3, 2)), dtype)
     z = jax.lax.complex(x[:, 0], x[:, 1])
 
-    @jax.jit
+    @jit
     def both(z, x):
         g = jnp.conj(jax.grad(f)(z))
         dz, _ = tx.update(g, tx.init(z), z, obj_fn=f, residual_fn=residual)

@@ -1,5 +1,7 @@
 """Shampoo against its equations in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from pathax.optimizers import scale_by_shampoo, shampoo
 
 
 STEPS = 5
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def _gradients(rng, shape, dtype):
@@ -24,7 +27,8 @@ def _run(tx, gradients, **extra):
         return state, (updates, state)
 
     start = tx.init(jax.tree.map(lambda g: g[0], gradients))
-    return jax.jit(lambda gs: jax.lax.scan(one, start, gs)[1])(gradients)
+    run = jax.jit(lambda gs: jax.lax.scan(one, start, gs)[1], compiler_options=QUICK)
+    return run(gradients)
 
 
 def _power(matrix, power):
@@ -86,17 +90,17 @@ def test_follows_its_equations(rng, shape, options, same, precision):
     assert _error(updates, other) > 1e-3
 
 
-def test_vectors_and_numbers_are_scaled_by_coordinates(rng, precision):
+def test_vectors_and_numbers_are_scaled_by_coordinates(rng):
     """AdaGrad, never with old roots."""
     g = {
-        "number": _gradients(rng, (), precision.dtype),
-        "vector": _gradients(rng, (3,), precision.dtype),
+        "number": _gradients(rng, (), jnp.float32),
+        "vector": _gradients(rng, (3,), jnp.float32),
     }
     updates, _ = _run(scale_by_shampoo(eps=1e-3, warmup=0), g)
     for name, gradients in g.items():
         exact = np.asarray(gradients, np.float64)
         expected = exact / np.sqrt(np.cumsum(exact**2, axis=0) + 1e-3)
-        assert _error(updates[name], expected) <= precision.tolerance(20)
+        assert _error(updates[name], expected) <= 2e-6
 
 
 def test_warm_up_bounds_the_first_updates():
@@ -111,21 +115,21 @@ def test_warm_up_bounds_the_first_updates():
 def test_iteration_takes_the_same_roots(rng):
     """Optax's Newton iteration, also on matrices that it does not converge for."""
     tx = [scale_by_shampoo(eps=1e-2, root=root) for root in ("eigh", "newton")]
+    # Of three hundred seeds, these are some of those where the iteration gives up.
+    hard = [np.random.default_rng(seed).normal(size=(4, 3)) for seed in (55, 97, 107)]
+    g = np.concatenate([hard, rng.normal(size=(5, 4, 3))]).astype(np.float32)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     @jax.vmap
     def both(g):
-        return [t.update(g, t.init(g), g)[0] for t in tx]
+        left = jnp.matmul(g, g.T) + 1e-2 * jnp.eye(4)
+        _, missed = optax.matrix_inverse_pth_root(left, 4, ridge_epsilon=0.0)
+        return [t.update(g, t.init(g), g)[0] for t in tx], missed
 
-    g = jnp.asarray(rng.normal(size=(200, 4, 3)), jnp.float32)
-    eigh, newton = both(g)
+    (eigh, newton), missed = both(g)
     errors = jnp.linalg.norm(newton - eigh, axis=(1, 2))
     assert float((errors / jnp.linalg.norm(eigh, axis=(1, 2))).max()) < 1e-3
-    left = jnp.einsum("tij,tkj->tik", g, g) + 1e-2 * jnp.eye(4)[None]
-    _, missed = jax.vmap(
-        lambda m: optax.matrix_inverse_pth_root(m, 4, ridge_epsilon=0.0)
-    )(left)
-    assert float(missed.max()) > 0.1
+    assert float(missed[:3].max()) > 0.1
     with pytest.raises(ValueError, match='root="eigh"'):
         _run(scale_by_shampoo(root="newton"), _gradients(rng, (2, 2, 2), jnp.float32))
 
@@ -137,10 +141,10 @@ def test_a_large_axis_costs_a_vector(rng):
     assert [m.shape for m in state.right] == [(3, 3), (1, 1)]
 
 
-def test_grafting_takes_the_length_of_another(rng, precision):
+def test_grafting_takes_the_length_of_another(rng):
     g = {
-        "a": _gradients(rng, (4, 3), precision.dtype),
-        "b": _gradients(rng, (3,), precision.dtype),
+        "a": _gradients(rng, (4, 3), jnp.float32),
+        "b": _gradients(rng, (3,), jnp.float32),
     }
     plain, _ = _run(scale_by_shampoo(), g)
     grafted, state = _run(scale_by_shampoo(grafting=optax.trace(0.9)), g)
@@ -148,10 +152,8 @@ def test_grafting_takes_the_length_of_another(rng, precision):
     for name in g:
         for p, x, y in zip(plain[name], grafted[name], length[name], strict=True):
             norms = [np.linalg.norm(z) for z in (p, x, y)]
-            np.testing.assert_allclose(norms[1], norms[2], rtol=precision.tolerance(50))
-            np.testing.assert_allclose(
-                x / norms[1], p / norms[0], atol=precision.tolerance(50)
-            )
+            np.testing.assert_allclose(norms[1], norms[2], rtol=6e-6)
+            np.testing.assert_allclose(x / norms[1], p / norms[0], atol=6e-6)
     assert isinstance(state.grafting, optax.TraceState)
 
 
@@ -162,22 +164,20 @@ def test_a_zero_gradient_makes_a_zero_update():
         np.testing.assert_array_equal(updates, 0)
 
 
-def test_complex_leaves_are_tensors_of_real_ones(rng, precision):
+def test_complex_leaves_are_tensors_of_real_ones(rng):
     """Moments sum over real and imaginary parts, and the order is that of the leaf."""
-    g = _gradients(rng, (4, 3, 2), precision.dtype)
+    g = _gradients(rng, (4, 3, 2), jnp.float32)
     updates, state = _run(
         scale_by_shampoo(eps=1e-3), jax.lax.complex(g[..., 0], g[..., 1])
     )
     flat = np.asarray(g[0], np.float64).reshape(4, 6)
-    np.testing.assert_allclose(
-        state.left[0], flat @ flat.T, rtol=precision.tolerance(1e3)
-    )
+    np.testing.assert_allclose(state.left[0], flat @ flat.T, rtol=1e-4)
     left = _power(flat @ flat.T + 1e-3 * np.eye(4), -0.25)
     other = np.asarray(g[0], np.float64).transpose(1, 0, 2).reshape(3, 8)
     right = _power(other @ other.T + 1e-3 * np.eye(3), -0.25)
     expected = np.einsum("ij,jkc,kl->ilc", left, np.asarray(g[0]), right)
     got = np.stack([updates[0].real, updates[0].imag], -1)
-    assert _error(got, expected) <= precision.tolerance(1e4)
+    assert _error(got, expected) <= 1e-3
 
 
 def test_cadence_can_be_told(rng):

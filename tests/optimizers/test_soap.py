@@ -10,6 +10,7 @@ from pathax.optimizers import scale_by_soap, soap
 
 
 STEPS, EVERY = 8, 3
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def _gradients(rng, shape, dtype, steps=STEPS):
@@ -29,7 +30,8 @@ def _run(tx, gradients, **extra):
         return state, (updates, state)
 
     start = tx.init(jax.tree.map(lambda g: g[0], gradients))
-    return jax.jit(lambda gs: jax.lax.scan(one, start, gs)[1])(gradients)
+    run = jax.jit(lambda gs: jax.lax.scan(one, start, gs)[1], compiler_options=QUICK)
+    return run(gradients)
 
 
 def _run_adam(gradients):
@@ -108,21 +110,19 @@ def test_sorting_of_squares_matters(rng):
     assert _error(updates, _reference(g, wrong="order")) > 3e-2
 
 
-def test_is_adam_where_it_has_no_bases(rng, precision):
+def test_is_adam_where_it_has_no_bases(rng):
     """Vectors, numbers and axes that are too long; the first step left out of both."""
     tree = {
-        "long": _gradients(rng, (6, 5), precision.dtype),
-        "number": _gradients(rng, (), precision.dtype),
-        "row": _gradients(rng, (1, 3), precision.dtype),
-        "vector": _gradients(rng, (5,), precision.dtype),
+        "long": _gradients(rng, (6, 5), jnp.float32),
+        "number": _gradients(rng, (), jnp.float32),
+        "row": _gradients(rng, (1, 3), jnp.float32),
+        "vector": _gradients(rng, (5,), jnp.float32),
     }
     updates, state = _run(scale_by_soap(max_dim=4), tree)
     adam, _ = _run_adam(jax.tree.map(lambda g: g[1:], tree))
     for name in tree:
         np.testing.assert_array_equal(updates[name][0], 0)
-        np.testing.assert_allclose(
-            updates[name][1:], adam[name], atol=precision.tolerance(100)
-        )
+        np.testing.assert_allclose(updates[name][1:], adam[name], atol=1e-5)
     assert all(
         x.shape == (STEPS, 1, 1) for x in jax.tree.leaves((state.left, state.right))
     )
@@ -134,9 +134,9 @@ def test_one_long_axis_leaves_the_other():
     assert state.right.shape == (3, 3)
 
 
-def test_first_step_may_be_adams(rng, precision):
+def test_first_step_may_be_adams(rng):
     """Without a skipped step, it is the sign; the bases then are the same ones."""
-    g = _gradients(rng, (4, 3), precision.dtype)
+    g = _gradients(rng, (4, 3), jnp.float32)
     updates, state = _run(scale_by_soap(skip_first=False), g)
     np.testing.assert_allclose(updates[0], np.sign(g[0]), rtol=1e-5)
     _, skipped = _run(scale_by_soap(), g)
@@ -146,7 +146,7 @@ def test_first_step_may_be_adams(rng, precision):
     # Its squares are those of the gradient in these bases: a diagonal of 4 by 3.
     beside = np.array(state.nu[0])
     beside[np.arange(3), np.arange(3)] = 0
-    assert beside.max() <= precision.tolerance(1e3) * float(state.nu[0].max())
+    assert beside.max() <= 1e-4 * float(state.nu[0].max())
 
 
 def test_merged_axes_are_one_axis(rng):
@@ -160,9 +160,9 @@ def test_merged_axes_are_one_axis(rng):
     )
 
 
-def test_complex_leaves_are_tensors_of_real_ones(rng, precision):
+def test_complex_leaves_are_tensors_of_real_ones(rng):
     """The same as a real leaf with a last axis of two that has no basis."""
-    g = _gradients(rng, (5, 3, 2), precision.dtype)
+    g = _gradients(rng, (5, 3, 2), jnp.float32)
     complex_g = jax.lax.complex(g[..., 0], g[..., 1])
     updates, _ = _run(scale_by_soap(update_interval=EVERY), complex_g)
     # A last axis of ten, of which bases of at most five are made, has none either.
@@ -171,8 +171,8 @@ def test_complex_leaves_are_tensors_of_real_ones(rng, precision):
     np.testing.assert_allclose(
         np.stack([updates.real, updates.imag], -1),
         real[..., :2],
-        rtol=precision.tolerance(1e4),
-        atol=precision.tolerance(1e4),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
