@@ -192,7 +192,8 @@ def _functions(
 
 def _with_extras(tx: Any) -> optax.GradientTransformationExtraArgs:
     if isinstance(tx, optax.MultiSteps):  # no transformation, but passes extras on
-        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+        update: Any = tx.update
+        return optax.GradientTransformationExtraArgs(tx.init, update)
     return optax.with_extra_args_support(tx)
 
 
