@@ -89,7 +89,7 @@ LAYERS = {
         2, 2, 2, dilation=2, padding="SAME", use_bias=False, key=key
     ),
     "conv2d uneven": lambda key: eqx.nn.Conv2d(
-        1, 2, 3, stride=(1, 2), padding=((2, 0), (0, 1)), key=key
+        1, 2, 3, stride=(1, 2), padding=[[2, 0], [0, 1]], key=key
     ),
     "conv1d reflect": lambda key: eqx.nn.Conv1d(
         2, 2, 3, padding=1, padding_mode="REFLECT", key=key
@@ -97,6 +97,7 @@ LAYERS = {
     "conv1d circular": lambda key: eqx.nn.Conv1d(
         2, 2, 2, padding="SAME", padding_mode="CIRCULAR", key=key
     ),
+    "conv1d wide": lambda key: eqx.nn.Conv1d(2, 1, 33, padding=16, key=key),
     "conv3d": lambda key: eqx.nn.Conv3d(1, 2, 2, key=key),
 }
 

@@ -1,6 +1,7 @@
 """Layers of Equinox with a tap: same parameters, same outputs."""
 
 import dataclasses
+import math
 from typing import Any
 
 import equinox as eqx
@@ -124,15 +125,14 @@ def geometry(layer: Any) -> Geometry:
     """The sizes of a layer with a tap, from its weight."""
     ndim = layer_ndim(layer)
     out, *inside = layer.weight.shape[-ndim:]
-    size = 1
-    for length in inside:
-        size *= length
+    size = math.prod(inside)
     if isinstance(layer, TappedLinear):
         return Geometry(size, out, 1, None)
+    padding = layer.padding
     window = Window(
         kernel=layer.kernel_size,
         stride=layer.stride,
-        padding=layer.padding,
+        padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
         dilation=layer.dilation,
         mode=layer.padding_mode,
     )

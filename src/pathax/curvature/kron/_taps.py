@@ -13,6 +13,7 @@ meets after all maps inside the loss; the rule takes it away, and with it itself
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from jaxtyping import Array
 from .._tree import wide_dtype
 
 
+_MOST_SLICES = 32
 _PAD_MODES = {"REFLECT": "reflect", "REPLICATE": "edge", "CIRCULAR": "wrap"}
 
 
@@ -42,20 +44,46 @@ class Window:
     dilation: tuple[int, ...]
     mode: str
 
-    def pad(self, x: Array) -> tuple[Array, str | tuple[tuple[int, int], ...]]:
-        """The input padded by what is not zeros, and the padding that is left."""
-        if self.mode == "ZEROS":
-            return x, self.padding
+    def padded(self, x: Array) -> Array:
+        """The input with its padding, whatever that is made of."""
         pairs = self.padding
         if isinstance(pairs, str):
-            sizes = [d * (k - 1) + 1 for k, d in zip(*self._reach, strict=True)]
+            sides = zip(self.kernel, self.dilation, strict=True)
+            sizes = [d * (k - 1) + 1 for k, d in sides]
             pairs = jax.lax.padtype_to_pads(x.shape[2:], sizes, self.stride, pairs)
-        widths = [(0, 0), (0, 0), *pairs]
-        return jnp.pad(x, widths, _PAD_MODES[self.mode]), "VALID"
+        if self.mode == "ZEROS":
+            widths = [(0, 0, 0), (0, 0, 0), *((a, b, 0) for a, b in pairs)]
+            return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
+        return jnp.pad(x, [(0, 0), (0, 0), *pairs], _PAD_MODES[self.mode])
 
-    @property
-    def _reach(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self.kernel, self.dilation
+    def patches(self, x: Array) -> Array:
+        """What meets each entry of the kernel, `(examples, channels, kernel, places)`.
+
+        As slices, which copy and do no arithmetic; for a large kernel, of which they
+        would make a large program, as a convolution with an identity.
+        """
+        x = self.padded(x)
+        if math.prod(self.kernel) > _MOST_SLICES:
+            found = jax.lax.conv_general_dilated_patches(
+                x,
+                self.kernel,
+                self.stride,
+                "VALID",
+                rhs_dilation=self.dilation,
+                precision=jax.lax.Precision.HIGHEST,  # nothing may be rounded
+            )
+            return found.reshape(*x.shape[:2], math.prod(self.kernel), -1)
+        sides = zip(x.shape[2:], self.kernel, self.dilation, strict=True)
+        spans = [n - d * (k - 1) for n, k, d in sides]
+        reach = zip(self.kernel, self.dilation, strict=True)
+        offsets = (range(0, d * k, d) for k, d in reach)
+        strides = (1, 1, *self.stride)
+        slices = []
+        for start in itertools.product(*offsets):
+            ends = (a + n for a, n in zip(start, spans, strict=True))
+            window = jax.lax.slice(x, (0, 0, *start), (*x.shape[:2], *ends), strides)
+            slices.append(window.reshape(*x.shape[:2], 1, -1))
+        return jnp.concatenate(slices, axis=2)
 
 
 @dataclass(frozen=True)
@@ -118,15 +146,7 @@ def _input_rows(geometry: Geometry, x: Array) -> Array:
     window = geometry.window
     if window is None:
         return x.reshape(-1, 1, geometry.a_size)
-    x, padding = window.pad(x)
-    patches = jax.lax.conv_general_dilated_patches(
-        x,
-        window.kernel,
-        window.stride,
-        padding,
-        rhs_dilation=window.dilation,
-        precision=jax.lax.Precision.HIGHEST,  # it copies, and must not round
-    )
+    patches = window.patches(x)
     patches = patches.reshape(x.shape[0], geometry.groups, geometry.a_size, -1)
     return jnp.moveaxis(patches, -1, 1).reshape(-1, geometry.groups, geometry.a_size)
 
@@ -143,7 +163,7 @@ def _input_sum(geometry: Geometry, x: Array, dtype: Any) -> Array:
     window = geometry.window
     if window is None:
         return jnp.sum(x, axis=0, dtype=dtype)[None]
-    x, padding = window.pad(x.astype(dtype))
+    x = window.padded(x.astype(dtype))
     shape = (geometry.groups, x.shape[1] // geometry.groups, *window.kernel)
 
     def total(weight: Array) -> Array:
@@ -151,7 +171,7 @@ def _input_sum(geometry: Geometry, x: Array, dtype: Any) -> Array:
             x,
             weight,
             window.stride,
-            padding,
+            "VALID",
             rhs_dilation=window.dilation,
             feature_group_count=geometry.groups,
             precision=jax.lax.Precision.HIGHEST,
