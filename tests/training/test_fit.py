@@ -99,6 +99,8 @@ OPTIMIZERS = {
     "lbfgs": optax.lbfgs(),
     "adahessian": px.optimizers.adahessian(0.1),
     "sophia_g": px.optimizers.sophia_g(1e-2, likelihood="gaussian"),
+    "ekfac": px.optimizers.ekfac(0.01),
+    "several": optax.MultiSteps(px.optimizers.adahessian(0.1), every_k_schedule=2),
     "newton": px.optimizers.gradient_normalized_newton(
         curvature="ggn", likelihood="gaussian", solver="lanczos", krylov_size=8
     ),
@@ -107,7 +109,17 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_every_optimizer_gets_its_extras(data, name):
-    result = _fit(data, 20, _loss, OPTIMIZERS[name], predict=_predict, log_every=1)
+    model = px.curvature.kron.instrument(_model())
+    result = fit(
+        model,
+        _loss,
+        Batches(data, BATCH),
+        OPTIMIZERS[name],
+        steps=20,
+        key=jax.random.key(1),
+        predict=_predict,
+        log_every=1,
+    )
     losses = [report["loss"] for report in result.history]
     assert losses[-1] < losses[0]
 

@@ -42,7 +42,7 @@ def fit(
     model: PyTree,
     loss: Callable[..., Any],
     data: Any,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     steps: int,
     key: PRNGKeyArray,

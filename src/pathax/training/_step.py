@@ -35,7 +35,9 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: PyTree, optimizer: optax.GradientTransformation, key: PRNGKeyArray
+    model: PyTree,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
+    key: PRNGKeyArray,
 ) -> TrainState:
     """The state before the first step.
 
@@ -76,7 +78,7 @@ Weight = float | Callable[[Array], Any]
 def train_step(
     model: PyTree,
     loss: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     predict: Callable[..., PyTree] | None = None,
     residual: Callable[..., Array] | None = None,
@@ -151,13 +153,15 @@ def train_step(
         residual=of_model(residual),
         has_aux=True,
     )
-    tx = optax.with_extra_args_support(optimizer)
+    # `MultiSteps` takes extras itself; Optax's wrapper would drop them.
+    several = isinstance(optimizer, optax.MultiSteps)
+    tx = optimizer if several else optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: PyTree):
         key = jax.random.fold_in(state.key, state.step)
         key, own = jax.random.split(key)
         values = {name: _at(weight, state.step) for name, weight in weights.items()}
-        out = prepare(state.params, batch, key, values, key=own)
+        out = prepare(state.params, batch, key, values, key=own, state=state.opt_state)
         (value, aux), grads, extra = out
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
