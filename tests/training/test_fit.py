@@ -99,7 +99,7 @@ OPTIMIZERS = {
     "lbfgs": optax.lbfgs(),
     "adahessian": px.optimizers.adahessian(0.1),
     "sophia_g": px.optimizers.sophia_g(1e-2, likelihood="gaussian"),
-    "ekfac": px.optimizers.ekfac(0.01),
+    "ekfac": px.optimizers.ekfac(0.01, momentum=None),
     "several": optax.MultiSteps(px.optimizers.adahessian(0.1), every_k_schedule=2),
     "newton": px.optimizers.gradient_normalized_newton(
         curvature="ggn", likelihood="gaussian", solver="lanczos", krylov_size=8
