@@ -353,12 +353,14 @@ def problem():
 
 
 MAKERS = {
-    "factored": lambda: optimizers.kfac(0.05, damping=0.1, inverse_interval=2),
-    "exact": lambda: optimizers.kfac(
-        0.05, damping=0.1, damping_rule="exact", inverse_interval=2
+    "factored": lambda every: optimizers.kfac(
+        0.05, damping=0.1, inverse_interval=every
     ),
-    "ekfac": lambda: optimizers.ekfac(
-        0.05, damping=0.1, moment="batch", inverse_interval=2
+    "exact": lambda every: optimizers.kfac(
+        0.05, damping=0.1, damping_rule="exact", inverse_interval=every
+    ),
+    "ekfac": lambda every: optimizers.ekfac(
+        0.05, damping=0.1, moment="batch", inverse_interval=every
     ),
 }
 
@@ -377,38 +379,37 @@ def train(tx, gather, steps=3):
 
 
 @pytest.mark.parametrize(
-    ("name", "counts"), [("factored", (2, 8)), ("exact", (8,)), ("ekfac", (2,))]
+    ("name", "count"), [("factored", 8), ("exact", 2), ("ekfac", 2)]
 )
-def test_the_loss_falls_and_devices_do_not_matter(name, counts, problem, devices):
+def test_the_loss_falls_and_devices_do_not_matter(name, count, problem, devices):
     """A batch and columns of the factors over several devices."""
     params, x, gather = problem
-    tx = MAKERS[name]()
+    tx = MAKERS[name](1)
     state = tx.init(params)
     run = train(tx, gather)
     (wanted, _), values = run(params, state, x)
     assert values[-1] < values[0]
-    for count in counts:
-        mesh = jax.sharding.Mesh(devices.devices[:count], ("devices",))
+    mesh = jax.sharding.Mesh(devices.devices[:count], ("devices",))
 
-        def place(leaf, mesh=mesh, count=count):
-            split = leaf.ndim >= 2 and leaf.shape[-1] % count == 0
-            spec = P(*[None] * (leaf.ndim - 1), "devices") if split else P()
-            return jax.device_put(leaf, NamedSharding(mesh, spec))
+    def place(leaf):
+        split = leaf.ndim >= 2 and leaf.shape[-1] % count == 0
+        spec = P(*[None] * (leaf.ndim - 1), "devices") if split else P()
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
 
-        placed = jax.tree.map(place, state)
-        assert any(not a.is_fully_replicated for a in jax.tree.leaves(placed))
-        batch = jax.device_put(x, NamedSharding(mesh, P("devices")))
-        whole = jax.device_put(params, NamedSharding(mesh, P()))
-        (found, _), _ = run(whole, placed, batch)
-        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
-        assert all(np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+    placed = jax.tree.map(place, state)
+    assert any(not a.is_fully_replicated for a in jax.tree.leaves(placed))
+    batch = jax.device_put(x, NamedSharding(mesh, P("devices")))
+    whole = jax.device_put(params, NamedSharding(mesh, P()))
+    (found, _), _ = run(whole, placed, batch)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    assert all(np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_states_keep_their_types(name, problem):
     """So that a second update does not compile again."""
     params, x, gather = problem
-    tx = MAKERS[name]()
+    tx = MAKERS[name](2)
 
     def step(params, state):
         (_, stats), grads = gather(params, x)
