@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 from jaxtyping import Array, Float, PyTree
 
+from ._gram import whiten
 from ._real import from_real, to_real
 from ._tree import wide_dtype
 
@@ -28,13 +28,14 @@ class InverseFisher(eqx.Module):
     **Raises:** `ValueError` for a tree of another structure or other shapes.
 
     **Cost:** `N` times the parameters in memory. A product takes `4 N P` operations,
-    the diagonal `2 N P`, an entry `2 N`.
+    the diagonal `2 N P`, an entry `2 N`, dense blocks `2 N P block`.
 
     **Gradients:** flow through all of it.
 
     **Precision:** `F^-1 x` is a difference, and loses digits for an `x` in the span of
     the rows where `|x|^2 / (N damping)` is large; `of_rows` does not. The diagonal is
-    kept above `1 / F_ii`, which bounds it from below.
+    kept above `1 / F_ii`, which bounds it from below. Rows that are parallel to
+    rounding are damped by as much as that, whatever the damping.
 
     **Reference:** Frantar, Kurtic, Alistarh, "M-FAC: efficient matrix-free
     approximations of second-order information", arXiv:2107.03356, section 3; the
@@ -58,7 +59,7 @@ class InverseFisher(eqx.Module):
     count: int = eqx.field(static=True)
     block: int = eqx.field(static=True)
     _reduced: Float[Array, "blocks rows block"]  # V
-    _root: Float[Array, "blocks rows rows"]  # Cholesky factor of K
+    _half: Float[Array, "blocks rows rows"]  # K^(-1/2)
     _fisher_diag: Float[Array, "blocks block"]
     _like: PyTree[jax.ShapeDtypeStruct] = eqx.field(static=True)
 
@@ -75,8 +76,8 @@ class InverseFisher(eqx.Module):
         As `N V^T K^(-1/2) weights`, without any difference: in float32 it stays
         accurate where `mul` does not.
         """
-        solve = lambda root: jsl.solve_triangular(root, weights, lower=True)
-        inner = jax.vmap(solve)(self._root)
+        weights = weights.astype(self._half.dtype)
+        inner = jnp.einsum("bnm,m->bn", self._half, weights, precision="highest")
         out = jnp.einsum("bnk,bn->bk", self._reduced, inner, precision="highest")
         return self._tree(self.count * out)
 
@@ -97,6 +98,17 @@ class InverseFisher(eqx.Module):
     def entries(self, index: Array) -> Array:
         """The square matrix of entries of `F^-1` at these places."""
         return self.entry(index[:, None], index[None, :])
+
+    def blocks(self) -> Float[Array, "blocks block block"]:
+        """The diagonal blocks of `F^-1` as dense matrices.
+
+        Of the flattened parameters in order; without blocks, the whole matrix. Where
+        the last block is filled up, it is that of parameters without gradients.
+        """
+        v = self._reduced
+        inner = jnp.einsum("bni,bnj->bij", v, v, precision="highest")
+        eye = jnp.eye(self.block, dtype=v.dtype)[None]
+        return (eye - inner) / self.damping
 
     # Trees and blocks -----------------------------------------------------------------
 
@@ -158,6 +170,7 @@ def mfac_ihvp(
     damping: float | Array,
     *,
     blocks: int | None = None,
+    mask: PyTree | None = None,
 ) -> InverseFisher:
     """Invert an empirical Fisher matrix `damping I + R^T R / N`, given its rows.
 
@@ -167,8 +180,10 @@ def mfac_ihvp(
       [`pathax.curvature.empirical_fisher_rows`][] returns.
     - `damping`: a positive number.
     - `blocks`: keep only diagonal blocks of this length of the flattened parameters,
-      the last one shorter; `None` keeps the whole matrix. Smaller blocks are cheaper
-      to use for pruning, not to build.
+      the last one shorter; `None` keeps the whole matrix.
+    - `mask`: a tree of booleans like one row, False where gradients count as zero: the
+      inverse then is that of the other parameters alone. This is for parameters that
+      are fixed, such as pruned ones.
 
     **Returns:** a [`pathax.curvature.InverseFisher`][], with products, the diagonal and
     single entries of the inverse.
@@ -176,7 +191,7 @@ def mfac_ihvp(
     **Raises:** `ValueError` for rows without a common leading axis, a damping that is
     not positive, or blocks shorter than one.
 
-    **Cost:** `N^2 P + N^3` operations once (the last term once a block).
+    **Cost:** `4 N^2 P + N^3` operations once (the last term once a block).
 
     **Reference:** Frantar, Kurtic, Alistarh, "M-FAC: efficient matrix-free
     approximations of second-order information", arXiv:2107.03356.
@@ -207,19 +222,15 @@ def mfac_ihvp(
         raise ValueError(f"`damping` must be positive; got {damping}")
     if blocks is not None and blocks < 1:
         raise ValueError(f"`blocks` must be at least 1, or None; got {blocks}")
+    if mask is not None:
+        keep = lambda row, known: jnp.where(known, row, jnp.zeros_like(row))
+        rows = jax.vmap(lambda row: jax.tree.map(keep, row, mask))(rows)
     flat = flatten(rows, lead=1)
     count, size = flat.shape
     block = size if blocks is None else min(blocks, size)
     cut = jnp.moveaxis(_blocks(flat, block), 1, 0)  # (blocks, rows, block)
     scale = jnp.asarray(damping).astype(flat.dtype)
-
-    def factor(part: Array) -> tuple[Array, Array]:
-        gram = jnp.matmul(part, part.T, precision="highest")
-        eye = jnp.eye(count, dtype=part.dtype)
-        root = jnp.linalg.cholesky(count * scale * eye + gram)
-        return jsl.solve_triangular(root, part, lower=True), root
-
-    reduced, root = jax.vmap(factor)(cut)
+    reduced, half = jax.vmap(whiten, in_axes=(0, None))(cut, count * scale)
     diag = scale + jnp.sum(cut**2, axis=1) / count
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-    return InverseFisher(scale, count, block, reduced, root, diag, like)
+    return InverseFisher(scale, count, block, reduced, half, diag, like)

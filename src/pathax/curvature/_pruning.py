@@ -60,7 +60,8 @@ def optimal_brain_surgeon(
     - `inverse`: from [`pathax.curvature.mfac_ihvp`][] with gradients at `params`.
     - `sparsity`: the fraction of weights that are zero afterwards, a Python number.
     - `mask`: from an earlier call: False where a weight is gone already. These stay
-      zero and count among the removed ones.
+      zero and count among the removed ones. Give it to
+      [`pathax.curvature.mfac_ihvp`][] too; else moves count on weights that are gone.
     - `joint`: whether to solve for all removed weights together; a dense system of
       their number, so for a few hundred.
 
@@ -130,8 +131,8 @@ def pruning_schedule(
 
     ```python
     >>> import pathax as px
-    >>> [round(px.curvature.pruning_schedule(i, 4, 0.9), 3) for i in range(5)]
-    [0.0, 0.52, 0.788, 0.886, 0.9]
+    >>> [round(px.curvature.pruning_schedule(i, 4, 0.9), 2) for i in range(5)]
+    [0.0, 0.52, 0.79, 0.89, 0.9]
 
     ```
     """

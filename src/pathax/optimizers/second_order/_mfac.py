@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from ...curvature._binding import is_masked
 from .._extras import when
 from .._inject import static_args
 from ._adahessian import with_decay_and_rate
@@ -81,8 +82,8 @@ def scale_by_mfac(
 
     - `window`: how many gradients are kept; also the memory, in copies of the
       parameters.
-    - `damping`: added to the Fisher matrix; scales with the squared gradient. Less than
-      about `window eps |g|^2 / N` is lost in rounding, and acts as that much.
+    - `damping`: added to the Fisher matrix; scales with the squared gradient. Where
+      gradients are parallel to rounding, less than `window eps |g|^2 / N` does nothing.
     - `momentum`: `mu <- momentum mu + (1 - momentum) F^-1 g` is the update, without
       correction of its bias; `None` for none.
     - `normalize`: `N` is the number of gradients in the window (`"count"`) or its
@@ -90,7 +91,8 @@ def scale_by_mfac(
     - `layerwise`: a window of its own, and a matrix, for each leaf.
     - `window_dtype`: dtype of stored gradients, e.g. `jax.numpy.bfloat16`; single
       precision at least by default. Inner products are single precision anyway.
-    - `solver`: `"cholesky"` (and `"eigh"` where that fails), or `"eigh"`.
+    - `solver`: `"cholesky"`, and `"eigh"` where gradients are parallel to rounding and
+      the damping is below it; or always `"eigh"`.
     - `recompute_interval`: compute all inner products anew at every so many gradients.
       They don't drift, as each is computed once from what is stored; this is for
       windows that were changed from outside.
@@ -134,7 +136,7 @@ def scale_by_mfac(
         zero = lambda: jnp.zeros((), jnp.int32)
         leaves = jax.tree.leaves(params)
         gram = lambda dtype: jnp.zeros((window, window), dtype)
-        dtype = total([jnp.zeros(1, real_wide(x)) for x in leaves], 1).dtype
+        dtype = total([jnp.zeros(1, real_wide(x)) for x in leaves], (1,)).dtype
         return MFACState(
             count=zero(),
             slot=zero(),
@@ -149,7 +151,10 @@ def scale_by_mfac(
 
     def update(updates, state, params=None, **extra):
         rows = extra.get("rows")
-        new = jax.tree.map(lambda x: x[None], updates) if rows is None else rows
+        if rows is None:
+            new = jax.tree.map(lambda x: x[None], updates)
+        else:
+            new = rows = _seen(rows, updates)
         added = _number_of(new, window)
         slots = (state.slot + jnp.arange(added, dtype=jnp.int32)) % window
         stored = jax.tree.map(
@@ -158,10 +163,10 @@ def scale_by_mfac(
         # A count that never overflows: beyond the window only "full" matters.
         count = _capped(state.count, added, window)
         filled = jnp.minimum(count, window)
-        grams = _grams(state.gram, stored, slots, filled, layerwise, added)
+        grams = _grams(state.gram, stored, slots, filled)
         if recompute_interval is not None:
             due = (count // added) % recompute_interval == 0
-            fresh = lambda grams: _all_products(grams, stored, filled, layerwise)
+            fresh = lambda grams: _grams(grams, stored, jnp.arange(window), filled)
             grams = when(due, fresh, lambda grams: grams, grams)
         number = filled if normalize == "count" else jnp.full_like(filled, window)
         target = jnp.zeros(window).at[slots].set(1 / added)
@@ -186,6 +191,12 @@ def scale_by_mfac(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _seen(rows: PyTree, updates: PyTree) -> PyTree:
+    """The rows without what `optax.masked` hides."""
+    pick = lambda u, row: u if is_masked(u) else row
+    return jax.tree.map(pick, updates, rows, is_leaf=is_masked)
+
+
 def _number_of(rows: PyTree, window: int) -> int:
     lengths = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(rows)}
     if len(lengths) > 1 or not lengths <= set(range(1, window + 1)):
@@ -204,40 +215,14 @@ def _capped(count: Array, added: int, window: int) -> Array:
     return jnp.where(more > limit, more - (limit // window) * window + window, more)
 
 
-def _grams(
-    gram: PyTree,
-    stored: PyTree,
-    slots: Array,
-    filled: Array,
-    layerwise: bool,
-    added: int,
-) -> PyTree:
+def _grams(gram: PyTree, stored: PyTree, slots: Array, filled: Array) -> PyTree:
     """Inner products after these rows were written."""
-    for i in range(added):
-        slot = slots[i]
-        parts = jax.tree.map(lambda w, s=slot: products(w, w[s]), stored)
-        put = lambda g, row, s=slot: insert(g, row, s, filled)
-        if layerwise:
-            gram = jax.tree.map(put, gram, parts)
-        else:
-            gram = put(gram, total(jax.tree.leaves(parts), gram.shape[0]))
-    return gram
-
-
-def _all_products(
-    gram: PyTree, stored: PyTree, filled: Array, layerwise: bool
-) -> PyTree:
-    length = jax.tree.leaves(gram)[0].shape[0]
-    everything = lambda w: jax.lax.map(lambda row: products(w, row), w)
-    parts = jax.tree.map(everything, stored)
-    real = jnp.arange(length, dtype=filled.dtype) < filled
-    mask = lambda g: jnp.where(real[:, None] & real[None, :], g, jnp.zeros_like(g))
-    if layerwise:
-        return jax.tree.map(lambda g, p: mask(p.astype(g.dtype)), gram, parts)
-    out = jnp.zeros_like(gram)
-    for part in jax.tree.leaves(parts):
-        out = out + part.astype(gram.dtype)
-    return mask(out)
+    parts = jax.tree.map(lambda w: products(w, w[slots]), stored)
+    put = lambda g, columns: insert(g, columns, slots, filled)
+    if not isinstance(gram, Array):
+        return jax.tree.map(put, gram, parts)
+    shape = (len(gram), len(slots))
+    return put(gram, total(jax.tree.leaves(parts), shape))
 
 
 def _share(updates: PyTree, rows: PyTree) -> Array:

@@ -42,17 +42,37 @@ class _Plan(NamedTuple):
     right: int | None
 
 
-def _plan(leaf: Array, rank: int, side: str, two_sided: bool, min_ndim: int):
-    """`None` for a leaf that is not projected."""
-    if leaf.ndim < max(2, min_ndim) or leaf.size == 0:
-        return None
+def _plan(leaf: Array, rank: int, side: str, two_sided: bool) -> _Plan:
     m, n = leaf.shape[0], leaf.size // leaf.shape[0]
     if two_sided:
         return _Plan((m, n), min(rank, m), min(rank, n))
-    on_left = (m <= n) == (side == "small")
+    # Of a square matrix GaLore takes the right side, and Optax the left.
+    on_left = (m < n) == (side == "small")
     if on_left:
         return _Plan((m, n), min(rank, m), None)
     return _Plan((m, n), None, min(rank, n))
+
+
+class _Options(NamedTuple):
+    """Which leaves are projected, and how."""
+
+    rank: int
+    side: str
+    two_sided: bool
+    min_ndim: int
+    modules: tuple[str, ...] | None
+
+    def plans(self, tree: PyTree) -> list[_Plan | None]:
+        """One a leaf; `None` for a leaf that is not projected."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return [self._plan(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+    def _plan(self, name: str, leaf: Array) -> _Plan | None:
+        if leaf.ndim < max(2, self.min_ndim) or leaf.size == 0:
+            return None
+        if self.modules is not None and not any(m in name for m in self.modules):
+            return None
+        return _plan(leaf, self.rank, self.side, self.two_sided)
 
 
 def _basis(vectors: Array) -> Array:
@@ -139,6 +159,7 @@ _STATIC = (
     "two_sided",
     "fisher_scale",
     "min_ndim",
+    "modules",
     "reset_history_on_refresh",
     "rotate_moments",
     "window_dtype",
@@ -160,6 +181,7 @@ def scale_by_natural_galore(
     two_sided: bool = False,
     fisher_scale: str = "sum",
     min_ndim: int = 2,
+    modules: str | tuple[str, ...] | None = None,
     reset_history_on_refresh: bool = True,
     rotate_moments: bool = False,
     window_dtype: Any = None,
@@ -176,13 +198,17 @@ def scale_by_natural_galore(
     - `rank`: directions that are kept; no more than there are.
     - `update_interval`: steps between projectors.
     - `scale`: of the update of projected leaves.
-    - `b1`, `b2`, `eps`: of Adam.
+    - `b1`, `b2`, `eps`: of Adam, which adds `eps` to the root after its bias is
+      corrected; the author's code adds it before.
     - `history`, `damping`, `fisher_scale`, `window_dtype`: of the Fisher matrix, see
       [`pathax.optimizers.scale_by_window_fisher`][].
-    - `side`: which side is projected: `"small"`, the shorter one, as in GaLore, or
-      `"large"`, as in Optax's.
+    - `side`: which side is projected: `"small"`, the shorter one (the right one of a
+      square matrix), as in GaLore, or `"large"`, the other one, as in Optax's.
     - `two_sided`: project both, as the authors' code does.
     - `min_ndim`: leaves with fewer axes (two at least) are not projected.
+    - `modules`: project only leaves whose path, such as `.layers[0].attention.weight`,
+      contains this text or one of these; `None` for all. The author projects the
+      linear layers of attention and of perceptrons, and no embeddings.
     - `reset_history_on_refresh`: forget gradients in the coordinates of an old
       projector. The authors' code keeps them, which mixes coordinates.
     - `rotate_moments`: express Adam's first moment in the new coordinates, and the
@@ -215,6 +241,7 @@ def scale_by_natural_galore(
     check_range("rank", rank, 1)
     check_range("update_interval", update_interval, 1)
     check_choice("side", side, ("small", "large"))
+    modules = (modules,) if isinstance(modules, str) else modules
     fisher = scale_by_window_fisher(
         history,
         damping,
@@ -223,14 +250,13 @@ def scale_by_natural_galore(
         window_dtype=window_dtype,
     )
     adam = optax.scale_by_adam(b1, b2, eps)
-
-    def plans(leaves):
-        return [_plan(x, rank, side, two_sided, min_ndim) for x in leaves]
+    options = _Options(rank, side, two_sided, min_ndim, modules)
 
     def init(params: PyTree) -> NaturalGaLoreState:
         leaves, treedef = jax.tree.flatten(params)
-        pairs = [_empty(x, plan) for x, plan in zip(leaves, plans(leaves), strict=True)]
-        small = treedef.unflatten(_projected(leaves, plans(leaves), pairs))
+        plans = options.plans(params)
+        pairs = [_empty(x, plan) for x, plan in zip(leaves, plans, strict=True)]
+        small = treedef.unflatten(_projected(leaves, plans, pairs))
         return NaturalGaLoreState(
             count=jnp.zeros((), jnp.int32),
             projector=treedef.unflatten(pairs),
@@ -241,7 +267,7 @@ def scale_by_natural_galore(
     def update(updates, state, params=None, **extra):
         del params
         leaves, treedef = jax.tree.flatten(updates)
-        found = plans(leaves)
+        found = options.plans(updates)
 
         def refresh(operand):
             old, fisher_state, adam_state = operand
@@ -324,6 +350,7 @@ def natural_galore(
     two_sided: bool = False,
     fisher_scale: str = "sum",
     min_ndim: int = 2,
+    modules: str | tuple[str, ...] | None = None,
     reset_history_on_refresh: bool = True,
     rotate_moments: bool = False,
     window_dtype: Any = None,
@@ -367,6 +394,7 @@ def natural_galore(
         two_sided=two_sided,
         fisher_scale=fisher_scale,
         min_ndim=min_ndim,
+        modules=modules,
         reset_history_on_refresh=reset_history_on_refresh,
         rotate_moments=rotate_moments,
         window_dtype=window_dtype,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Float, Int
 
+from ...curvature._gram import noise, resolved, shifted
 from ...curvature._tree import wide_dtype
 
 
@@ -29,23 +30,19 @@ def real_wide(leaf: Array) -> Any:
     return jnp.finfo(wide_dtype(leaf.dtype)).dtype
 
 
-def products(window: Array, row: Array) -> Float[Array, " length"]:
-    """Real inner products of every row of a window with one."""
+def products(window: Array, rows: Array) -> Float[Array, "length rows"]:
+    """Real inner products of every row of a window with some."""
     dtype = real_wide(window)
     axes = list(range(1, window.ndim))
 
     def contract(a: Array, b: Array) -> Array:
         a, b = a.astype(dtype), b.astype(dtype)
-        over = (axes, list(range(b.ndim)))
-        return jnp.tensordot(a, b, axes=over, precision="highest")
+        return jnp.tensordot(a, b, axes=(axes, axes), precision="highest")
 
     if jnp.iscomplexobj(window):
-        parts = (jnp.real, jnp.imag)
-        return sum(
-            (contract(f(window), f(row)) for f in parts),
-            jnp.zeros(window.shape[0], dtype),
-        )
-    return contract(window, row)
+        real = contract(jnp.real(window), jnp.real(rows))
+        return real + contract(jnp.imag(window), jnp.imag(rows))
+    return contract(window, rows)
 
 
 def combine(weights: Float[Array, " length"], window: Array) -> Array:
@@ -61,14 +58,14 @@ def combine(weights: Float[Array, " length"], window: Array) -> Array:
     return contract(wide)
 
 
-def total(parts: Sequence[Array], length: int) -> Float[Array, " length"]:
+def total(parts: Sequence[Array], shape: tuple[int, ...]) -> Array:
     """Inner products of whole trees, from those of their leaves."""
     dtype = max(
         (p.dtype for p in parts),
         key=lambda d: d.itemsize,
         default=jnp.dtype(jnp.float32),
     )
-    out = jnp.zeros(length, dtype)
+    out = jnp.zeros(shape, dtype)
     for part in parts:
         out = out + part.astype(dtype)
     return out
@@ -76,15 +73,18 @@ def total(parts: Sequence[Array], length: int) -> Float[Array, " length"]:
 
 def insert(
     gram: Float[Array, "length length"],
-    row: Float[Array, " length"],
-    slot: Int[Array, ""],
+    columns: Float[Array, "length rows"],
+    slots: Int[Array, " rows"],
     filled: Int[Array, ""],
 ) -> Float[Array, "length length"]:
-    """The Gram matrix after row `slot` was written; rows not yet written are zero."""
-    known = jnp.arange(row.size, dtype=filled.dtype) < filled
-    row = jnp.where(known, row, jnp.zeros_like(row))
-    row = row.astype(gram.dtype)
-    return gram.at[slot, :].set(row).at[:, slot].set(row)
+    """The Gram matrix after these rows were written; those not yet written are zero."""
+    known = jnp.arange(len(gram), dtype=filled.dtype) < filled
+    both = known[:, None] & known[slots][None, :]
+    columns = jnp.where(both, columns, jnp.zeros_like(columns))
+    columns = columns.astype(gram.dtype)
+    gram = gram.at[:, slots].set(columns).at[slots, :].set(columns.T)
+    # Products among several new rows are computed twice, and rounded in two ways.
+    return gram if len(slots) == 1 else (gram + gram.T) / 2
 
 
 def coefficients(
@@ -96,29 +96,25 @@ def coefficients(
 ) -> Float[Array, " length"]:
     """`N K^-1 target`: the weights of the rows in `F^-1 R^T target`.
 
-    Where rows are parallel to rounding, their inner products don't tell a damping from
-    none. What is below that level is raised to it (Cholesky) or left out (eigh), or
-    the weights would be noise.
+    Where rows are parallel to rounding and the damping is below that, the directions
+    that nothing is known of are left out, or the weights would be noise.
     """
-    length = gram.shape[0]
     shift = (count * jnp.asarray(damping)).astype(gram.dtype)
-    target = target.astype(gram.dtype)
-    eps = jnp.asarray(length * jnp.finfo(gram.dtype).eps, gram.dtype)
-    noise = eps * jnp.max(jnp.diagonal(gram))
+    unit, scale = shifted(gram, shift)
+    target = scale * target.astype(gram.dtype)
 
     def spectral(_: None) -> Array:
-        values, vectors = jnp.linalg.eigh(gram)
+        values, vectors = jnp.linalg.eigh(unit)
         inner = jnp.matmul(vectors.T, target, precision="highest")
-        known = (values > noise) | (shift > noise)
-        safe = jnp.where(known, jnp.maximum(values, 0) + shift, 1)
+        known = values > noise(unit)
+        safe = jnp.where(known, values, jnp.ones_like(values))
         inner = jnp.where(known, inner / safe, jnp.zeros_like(inner))
         return jnp.matmul(vectors, inner, precision="highest")
 
     if solver == "eigh":
         out = spectral(None)
     else:
-        eye = jnp.eye(length, dtype=gram.dtype)
-        factor = jnp.linalg.cholesky(gram + jnp.maximum(shift, noise) * eye)
-        out = jsl.cho_solve((factor, True), target)
-        out = jax.lax.cond(jnp.all(jnp.isfinite(out)), lambda _: out, spectral, None)
-    return count.astype(gram.dtype) * out
+        root = jnp.linalg.cholesky(unit)
+        direct = lambda _: jsl.cho_solve((root, True), target)
+        out = jax.lax.cond(resolved(root), direct, spectral, None)
+    return count.astype(gram.dtype) * scale * out

@@ -109,14 +109,15 @@ def scale_by_window_fisher(
         most = max(history, reset_every or 0)
         count = jnp.minimum(state.count + 1, most)
         filled = jnp.minimum(count, history)
+        slots = state.slot[None]
         out = []
         for i, leaf in enumerate(leaves):
             if leaf.ndim < min_ndim:
                 out.append(leaf)
                 continue
             windows[i] = windows[i].at[state.slot].set(leaf.astype(windows[i].dtype))
-            row = products(windows[i], windows[i][state.slot])
-            grams[i] = insert(grams[i], row, state.slot, filled)
+            columns = products(windows[i], windows[i][slots])
+            grams[i] = insert(grams[i], columns, slots, filled)
             number = filled if fisher_scale == "mean" else jnp.ones_like(filled)
             target = jnp.zeros(history).at[state.slot].set(1.0)
             weights = coefficients(
