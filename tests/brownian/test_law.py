@@ -159,8 +159,8 @@ def _bridge_of_wrong_interval(monkeypatch):
     """The leaf bridged over twice its length."""
     original = _query._residual
 
-    def residual(leaf, *args):
-        return original(leaf._replace(theta=leaf.theta / 2), *args)
+    def residual(leaf, factors, *args):
+        return original(leaf, factors._replace(theta=factors.theta / 2), *args)
 
     monkeypatch.setattr(_query, "_residual", residual)
 
