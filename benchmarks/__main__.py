@@ -43,7 +43,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _choose_platform(device: bool) -> None:
-    """Without `--device` the CPU is measured, whatever else the machine has."""
+    """Without `--device` the CPU is measured, whatever else the machine has.
+
+    LAPACK gets one thread, unless told otherwise: those of OpenBLAS wait for each other
+    by spinning, beside XLA's own, and where another process runs a factorization of a
+    small matrix takes thirty times as long as with one.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not device:
         os.environ["JAX_PLATFORMS"] = "cpu"
 

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+class SkippedError(Exception):
+    """Raised by a case that lacks a package or data; what was stored of it stays."""
+
+
 @dataclass(frozen=True)
 class Config:
     """What one run of the harness asks of every case.

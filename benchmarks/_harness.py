@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ._case import Case, Config
+from ._case import Case, Config, SkippedError
 from ._record import SCRATCH, Store, environment, versions, without_paths
 from ._timing import time_case
 
@@ -60,6 +60,8 @@ def _clock(seconds: float) -> str:
 
 def _line(record: dict) -> str:
     """A few words on a result, for the progress line."""
+    if record["status"] == "skipped":
+        return f"skipped, {record['error']}"
     if record["status"] != "ok":
         return f"FAILED: {record['error']}"
     parts = [
@@ -73,7 +75,7 @@ def _line(record: dict) -> str:
 
 
 def run_case(case: Case, config: Config, earlier: dict | None = None) -> dict:
-    """The record of one case; of a failure, if it raised."""
+    """The record of one case; of a failure, or of none at all, if it raised."""
     start = time.perf_counter()
     try:
         if case.measure is None:
@@ -81,6 +83,8 @@ def run_case(case: Case, config: Config, earlier: dict | None = None) -> dict:
         else:
             record = _measure(case, earlier)
         record["status"] = "ok"
+    except SkippedError as error:
+        return {"status": "skipped", "error": str(error)}
     except Exception as error:
         traceback.print_exc()
         text = without_paths(str(error)).strip().split("\n")[0][:300]
@@ -134,6 +138,9 @@ def run_subject(
             current[case.name] = found
             continue
         record = run_case(case, config, found if growing else None)
+        if record["status"] == "skipped":
+            say(f"[{i}/{len(wanted)}] {case.name}: {_line(record)}")
+            continue
         failures += record["status"] != "ok"
         own = {**env, "versions": versions(case.packages)}
         store.put(case, record, own, fast=config.fast)

@@ -118,6 +118,7 @@ def environment() -> dict[str, Any]:
             "matmul_precision": jax.config.jax_default_matmul_precision,
             "prng": jax.config.jax_default_prng_impl,
             "xla_flags": without_paths(os.environ.get("XLA_FLAGS", "")),
+            "lapack_threads": os.environ.get("OPENBLAS_NUM_THREADS", "default"),
         },
     }
 

@@ -1,4 +1,4 @@
-"""The optimizers that are compared, each with what is tuned: a rate, from one grid."""
+"""The optimizers that are compared, and how each is tuned."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,127 +8,301 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import pathax as px
+
 from ._tasks import Task
 
 
-RATES = tuple(float(r) for r in 10.0 ** jnp.linspace(-4, 0.5, 10))
+o = px.optimizers
+
+DECADES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+# (rate, own parameter, task) -> transformation; the numbers may be traced.
+Make = Callable[[Any, Any, Task], Any]
 
 
 @dataclass(frozen=True)
 class Method:
     """One optimizer.
 
-    - `make(rate, task)`: the transformation.
-    - `rates`: learning rates to try; one, for methods that have none.
+    **Attributes:**
+
+    - `make`: the transformation, or any object if there is a `step`.
+    - `kind`: "first" order, "diagonal", "window", "layers", "tensors", "newton", or
+      "peer".
+    - `own`: name of the parameter that is tuned beside the rate.
+    - `values`: its default, and others to try.
+    - `rates`: a decade apart; none for methods without a rate.
+    - `static`: the parameter can't be traced; a program is compiled for each value.
     - `fused`: the Hessian's diagonal comes with the gradient.
-    - `fits(task)`: whether it can run on a task.
+    - `keeps`: its state holds the next value and gradient.
+    - `needs`: traits that a task must have.
+    - `races`: whether it takes part in races; else its steps alone are timed.
+    - `init(tx, params)`, `step(tx, task, params, state, batch, key)`: for what is no
+      transformation.
     """
 
     name: str
-    make: Callable[[Any, Task], optax.GradientTransformation]
-    rates: tuple[float, ...] = RATES
+    make: Make
+    kind: str
+    own: str = ""
+    values: tuple[float, ...] = (0.0,)
+    rates: tuple[float, ...] = DECADES
+    static: bool = False
     fused: bool = False
-    fits: Callable[[Task], bool] = lambda task: True
+    keeps: bool = False
+    needs: frozenset[str] = frozenset()
+    races: bool = True
+    init: Callable[[Any, Any], Any] = lambda tx, params: tx.init(params)
+    step: Callable[..., tuple] | None = None
 
 
-def _px() -> Any:
-    import pathax as px
+def _newton(mode: str) -> Make:
+    """With a search for the trust radius in each step, or a fixed one, the rate."""
 
-    return px.optimizers
+    def make(gamma: Any, _: Any, task: Task) -> optax.GradientTransformation:
+        options: dict[str, Any] = {"gamma0": gamma, "mode": mode}
+        if task.residual is None:  # convex
+            options["solver"] = "cholesky"
+        elif task.curvature is None:
+            options["curvature"] = "ggn"
+        return o.gradient_normalized_newton(**options)
 
-
-def _small_and_smooth(task: Task) -> bool:
-    return task.deterministic
-
-
-def _newton(rate: Any, task: Task) -> optax.GradientTransformation:
-    if task.curvature is not None:
-        return _px().gradient_normalized_newton()
-    if task.residual is not None:
-        return _px().gradient_normalized_newton(curvature="ggn")
-    return _px().gradient_normalized_newton(curvature="hessian", solver="eigh")
+    return make
 
 
-def _has_layers(task: Task) -> bool:
-    return task.name in ("digits", "pinn", "spiral", "characters")
+def _lanczos(gamma: Any, _: Any, task: Task) -> optax.GradientTransformation:
+    return o.gradient_normalized_newton(
+        curvature="ggn",
+        likelihood=task.likelihood,
+        gamma0=gamma,
+        solver="lanczos",
+        krylov_size=20,
+    )
 
 
-def _muon(rate: Any, task: Task) -> optax.GradientTransformation:
+def _muon(rate: Any, beta: Any, _: Task) -> optax.GradientTransformation:
     numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)
     spec = lambda params: jax.tree.map(
         lambda p: numbers if p.ndim == 2 else None, params
     )
-    return _px().muon(rate, muon_weight_dimension_numbers=spec)
+    return o.muon(rate, beta=beta, muon_weight_dimension_numbers=spec)
 
 
-METHODS: dict[str, Method] = {
-    m.name: m
-    for m in (
-        Method("sgd", lambda r, t: optax.sgd(r, momentum=0.9, nesterov=True)),
-        Method("adamw", lambda r, t: optax.adamw(r, weight_decay=0.0)),
-        Method(
-            "lbfgs", lambda r, t: _px().lbfgs(), rates=(1.0,), fits=_small_and_smooth
-        ),
-        Method("muon", _muon, fits=_has_layers),
-        Method("soap", lambda r, t: _px().soap(r, weight_decay=0.0)),
-        Method("shampoo", lambda r, t: _px().shampoo(r)),
-        Method("adahessian", lambda r, t: _px().adahessian(r), fused=True),
-        Method("adahessian k=5", lambda r, t: _px().adahessian(r, update_interval=5)),
-        Method("sophia-h", lambda r, t: _px().sophia_h(r, weight_decay=0.0)),
-        Method(
-            "sophia-g",
-            lambda r, t: _px().sophia_g(r, weight_decay=0.0, likelihood=t.likelihood),
-            fits=lambda t: t.predict is not None,
-        ),
-        Method("mfac w=16", lambda r, t: _px().mfac(r, 16, 0.1)),
-        Method("mfac w=64", lambda r, t: _px().mfac(r, 64, 0.1)),
-        Method(
-            "mkor",
-            lambda r, t: optax.chain(_px().scale_by_mkor(), optax.sgd(r, momentum=0.9)),
-            fits=_has_layers,
-        ),
-        Method(
-            "mkor-h",
-            lambda r, t: optax.chain(
-                _px().scale_by_mkor_h(), optax.sgd(r, momentum=0.9)
-            ),
-            fits=_has_layers,
-        ),
-        Method("kfac", lambda r, t: _px().kfac(r), fits=_has_layers),
-        Method("ekfac", lambda r, t: _px().ekfac(r), fits=_has_layers),
-        Method("natural galore", lambda r, t: _px().natural_galore(r, 8, scale=1.0)),
-        Method("newton", _newton, rates=(1.0,), fits=_small_and_smooth),
-    )
+def _galore(rate: Any, b2: Any, _: Task) -> optax.GradientTransformation:
+    """Optax's, which takes no trees with `None` in them: it gets lists of leaves."""
+    tx = o.galore(rate, 8, base_optimizer=optax.scale_by_adam(b2=b2))
+
+    def update(updates, state, params=None):
+        leaves, structure = jax.tree.flatten(updates)
+        found, state = tx.update(leaves, state, jax.tree.leaves(params))
+        return jax.tree.unflatten(structure, found), state
+
+    init = lambda params: tx.init(jax.tree.leaves(params))
+    return optax.GradientTransformation(init, update)
+
+
+def _sophia_g(rate: Any, gamma: Any, task: Task) -> optax.GradientTransformation:
+    options = {"weight_decay": 0.0, "likelihood": task.likelihood}
+    return o.sophia_g(rate, gamma=gamma, **options)
+
+
+def _mfac(window: int) -> Make:
+    return lambda r, damping, t: o.mfac(r, window, damping)
+
+
+def _mkor(interval: int) -> Make:
+    return lambda r, gamma, t: o.mkor(r, gamma=gamma, update_interval=interval)
+
+
+_LAYERS = frozenset({"layers"})
+_EPS = ("eps", (1e-4, 1e-2, 1e-6))
+_WINDOW = ("damping", (1e-1, 1e-3, 1.0))
+_FACTORS = ("damping", (1e-3, 1e-5, 1e-1))
+_FORGET = ("gamma", (0.95, 0.92, 0.99))
+_MOMENT = ("b2", (0.999, 0.99, 0.9))
+_RADIUS: dict[str, Any] = {
+    "rates": (1e-2, 1e-1, 1.0, 10.0, 1e2, 1e3),
+    "keeps": True,
+    "needs": frozenset({"deterministic"}),
 }
+
+_ALL = (
+    # First order, and baselines
+    Method(
+        "sgd",
+        lambda r, m, t: optax.sgd(r, momentum=m, nesterov=True),
+        "first",
+        "momentum",
+        (0.9, 0.0, 0.99),
+    ),
+    Method(
+        "adamw",
+        lambda r, b2, t: optax.adamw(r, b2=b2, weight_decay=0.0),
+        "first",
+        *_MOMENT,
+    ),
+    Method("muon", _muon, "first", "beta", (0.95, 0.9, 0.8), needs=_LAYERS),
+    Method("galore", _galore, "first", *_MOMENT, needs=_LAYERS),
+    Method(
+        "lbfgs",
+        lambda r, memory, t: o.lbfgs(memory_size=int(memory)),
+        "newton",
+        "memory_size",
+        (10, 5, 20, 50),
+        rates=(),
+        static=True,
+        keeps=True,
+        needs=frozenset({"deterministic"}),
+    ),
+    # Diagonals
+    Method(
+        "adahessian k=1",
+        lambda r, eps, t: o.adahessian(r, eps=eps),
+        "diagonal",
+        *_EPS,
+        fused=True,
+    ),
+    Method(
+        "adahessian k=5",
+        lambda r, eps, t: o.adahessian(r, eps=eps, update_interval=5),
+        "diagonal",
+        *_EPS,
+    ),
+    Method(
+        "sophia_h k=10",
+        lambda r, gamma, t: o.sophia_h(r, gamma=gamma, weight_decay=0.0),
+        "diagonal",
+        "gamma",
+        (0.01, 0.1, 1.0),
+    ),
+    Method(
+        "sophia_g k=10",
+        _sophia_g,
+        "diagonal",
+        "gamma",
+        (0.05, 0.005, 0.5),
+        needs=frozenset({"outputs"}),
+    ),
+    # Windows of gradients
+    Method("mfac w=16", _mfac(16), "window", *_WINDOW),
+    Method("mfac w=64", _mfac(64), "window", *_WINDOW),
+    Method(
+        "natural_galore",
+        lambda r, damping, t: o.natural_galore(r, 8, scale=1.0, damping=damping),
+        "window",
+        "damping",
+        (1e-3, 1e-5, 1e-1),
+        needs=_LAYERS,
+    ),
+    # Factors of layers
+    Method("mkor k=1", _mkor(1), "layers", *_FORGET, needs=_LAYERS, races=False),
+    Method("mkor k=10", _mkor(10), "layers", *_FORGET, needs=_LAYERS),
+    Method("mkor k=100", _mkor(100), "layers", *_FORGET, needs=_LAYERS, races=False),
+    Method(
+        "mkor_h k=10",
+        lambda r, gamma, t: o.mkor_h(r, gamma=gamma),
+        "layers",
+        *_FORGET,
+        needs=_LAYERS,
+    ),
+    Method(
+        "kfac",
+        lambda r, damping, t: o.kfac(r, damping=damping),
+        "layers",
+        *_FACTORS,
+        needs=_LAYERS,
+    ),
+    Method(
+        "ekfac",
+        lambda r, damping, t: o.ekfac(r, damping=damping),
+        "layers",
+        *_FACTORS,
+        needs=_LAYERS,
+    ),
+    # Factors of tensors
+    Method(
+        "soap",
+        lambda r, b2, t: o.soap(r, b2=b2, weight_decay=0.0),
+        "tensors",
+        "b2",
+        (0.95, 0.9, 0.99),
+    ),
+    Method(
+        "shampoo",
+        lambda r, eps, t: o.shampoo(r, eps=eps),
+        "tensors",
+        "eps",
+        (1e-6, 1e-8, 1e-4),
+    ),
+    # Newton
+    Method("newton", _newton("search"), "newton", **_RADIUS),
+    Method("newton fixed", _newton("fixed"), "newton", **_RADIUS),
+    Method("newton lanczos", _lanczos, "newton", races=False),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+
+# Of the library's own, what uses curvature.
+SECOND_ORDER = tuple(
+    m.name for m in _ALL if m.kind not in ("first", "tensors") and m.name != "lbfgs"
+)
+
+
+def likelihood_outputs(task: Task) -> Callable | None:
+    """What the loss is a likelihood of: residuals are outputs that should be zero."""
+    if task.predict is not None or task.residual is None:
+        return task.predict
+    residual = task.residual
+    return lambda params, batch: residual(params, batch)[:, None]
 
 
 def training_step(method: Method, task: Task) -> Callable:
-    """`step(params, state, key, rate) -> (params, state, loss)`, to be compiled."""
-    import pathax as px
+    """`step(params, state, batch, key, rate, own) -> (params, state)`, for `jit`."""
+    predict = likelihood_outputs(task)
 
-    def step(params, state, key, rate):
-        tx = optax.with_extra_args_support(method.make(rate, task))
-        batch_key, own = jax.random.split(key)
-        batch = task.sample(batch_key)
-        if method.fused:
-            value, grads, diag = px.curvature.value_grad_and_hutchinson(
-                lambda p: task.loss(p, batch), params, own
-            )
-            extra = {"hessian_diag": diag}
-            grads = jax.tree.map(jnp.conj, grads)
+    def step(params, state, batch, key, rate, own):
+        tx = method.make(rate, own, task)
+        if method.step is not None:
+            return method.step(tx, task, params, state, batch, key)
+        tx = optax.with_extra_args_support(tx)
+        if method.fused or method.keeps:
+            loss = lambda p: task.loss(p, batch)
+            derive = _fused if method.fused else _kept
+            grads, extra = derive(loss, params, state, key)
+            if method.kind == "newton" and method.name != "lbfgs":
+                extra |= _curvature(task, params, batch)
         else:
-            prepare = px.optimizers.extras(
-                tx, task.loss, predict=task.predict, residual=task.residual
-            )
-            value, grads, extra = prepare(params, batch, key=own)
-        if method.name == "newton" and task.curvature is not None:
-            extra["curvature"] = task.curvature(params)
+            prepare = o.extras(tx, task.loss, predict=predict, residual=task.residual)
+            _, grads, extra = prepare(params, batch, key=key, state=state)
         updates, state = tx.update(grads, state, params, **extra)
-        return optax.apply_updates(params, updates), state, value
+        return optax.apply_updates(params, updates), state
 
     return step
 
 
-def init_state(method: Method, task: Task, params: Any) -> Any:
+def _fused(loss: Callable, params: Any, state: Any, key: jax.Array) -> tuple[Any, dict]:
+    """The gradient, and a diagonal from the same pass."""
+    del state
+    hutchinson = px.curvature.value_grad_and_hutchinson
+    _, grads, diag = hutchinson(loss, params, key)
+    return jax.tree.map(jnp.conj, grads), {"hessian_diag": diag}
+
+
+def _kept(loss: Callable, params: Any, state: Any, key: jax.Array) -> tuple[Any, dict]:
+    """The gradient that the last step's search left in the state."""
+    del key
+    value, grads = optax.value_and_grad_from_state(loss)(params, state=state)
+    return grads, {"value": value, "grad": grads, "value_fn": loss}
+
+
+def _curvature(task: Task, params: Any, batch: Any) -> dict[str, Any]:
+    if task.curvature is not None:
+        return {"curvature": task.curvature(params)}
+    assert task.residual is not None
+    return {"residual_fn": lambda p: task.residual(p, batch)}
+
+
+def first_state(method: Method, task: Task, params: Any, rate: Any, own: Any) -> Any:
     """The optimizer's first state."""
-    return method.make(0.1, task).init(params)
+    return method.init(method.make(rate, own, task), params)

@@ -46,7 +46,7 @@ def _by_surgery(task, params, sparsity: float, block: int, rounds: int = 4):
     mask = None
     for i in range(1, rounds + 1):
         rows = px.curvature.empirical_fisher_rows(one, params, (x[:256], y[:256]))
-        inverse = px.curvature.mfac_ihvp(rows, 1e-4, blocks=block)
+        inverse = px.curvature.mfac_ihvp(rows, 1e-4, blocks=block, mask=mask)
         now = px.curvature.pruning_schedule(i, rounds, sparsity)
         params, mask = px.curvature.optimal_brain_surgeon(
             params, inverse, now, mask=mask

@@ -9,7 +9,7 @@ import pytest
 
 import benchmarks.__main__ as command_line
 from benchmarks import report
-from benchmarks._case import Case, Config, Contender
+from benchmarks._case import Case, Config, Contender, SkippedError
 from benchmarks._harness import Options, load, run_case, run_subject, subjects
 from benchmarks._record import Store, device_slug, fingerprint, slug, without_paths
 from benchmarks._report import Results, number, timing_table
@@ -135,6 +135,23 @@ def test_failures_are_kept_and_the_rest_runs(tmp_path, capsys):
     assert "FAILED" in said[0]
     stored = Store(tmp_path, "cpu", "toy").cases["a/broken"]
     assert stored["error"] == "RuntimeError: no file <path>"
+
+
+def test_what_is_skipped_fails_nothing_and_keeps_what_is_stored(tmp_path):
+    here = [True]
+
+    def measure(run):
+        if not here[0]:
+            raise SkippedError("needs a package")
+        return {"value": 1.0}
+
+    case = Case("a/needy", measure=measure)
+    _run(tmp_path, case)
+    here[0] = False
+    said, headline, failures = _run(tmp_path, case)
+    assert (failures, headline["cases"]) == (0, 0)
+    assert said[0] == "[1/1] a/needy: skipped, needs a package"
+    assert Store(tmp_path, "cpu", "toy").cases["a/needy"]["status"] == "ok"
 
 
 def test_a_killed_run_resumes_where_it_was(tmp_path):
