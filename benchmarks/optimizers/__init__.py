@@ -16,6 +16,7 @@ Families of cases:
 from collections.abc import Mapping
 
 from .._case import Case, Config
+from ._direction import direction_cases
 from ._exactness import exactness_cases
 from ._methods import SECOND_ORDER
 from ._pruning import pruning_cases
@@ -29,6 +30,7 @@ def cases(config: Config) -> list[Case]:
         *exactness_cases(),
         *speed_cases(config),
         *race_cases(config),
+        *direction_cases(config),
         *pruning_cases(config),
     ]
 

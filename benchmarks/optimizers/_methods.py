@@ -38,6 +38,7 @@ class Method:
     - `keeps`: its state holds the next value and gradient.
     - `needs`: traits that a task must have.
     - `races`: whether it takes part in races; else its steps alone are timed.
+    - `packages`: what it comes from, beside Optax.
     - `init(tx, params)`, `step(tx, task, params, state, batch, key)`: for what is no
       transformation.
     """
@@ -53,6 +54,7 @@ class Method:
     keeps: bool = False
     needs: frozenset[str] = frozenset()
     races: bool = True
+    packages: tuple[str, ...] = ()
     init: Callable[[Any, Any], Any] = lambda tx, params: tx.init(params)
     step: Callable[..., tuple] | None = None
 

@@ -70,8 +70,14 @@ def _step(tx: Any, task: Task, params: Any, state: Any, batch: Any, key: jax.Arr
 
 
 def _peer(name: str, make: Any, *needs: str) -> Method:
-    options = {"needs": frozenset(needs), "step": _step}
-    return Method(f"somax {name}", make, "peer", **options)
+    return Method(
+        f"somax {name}",
+        make,
+        "peer",
+        needs=frozenset(needs),
+        step=_step,
+        packages=("python-somax",),
+    )
 
 
 _ALL = (
