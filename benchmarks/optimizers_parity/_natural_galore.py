@@ -18,7 +18,7 @@ import pathax as px
 
 STEPS, RANK, HISTORY = 20, 3, 5
 SHAPE = (6, 8)
-SIZES = {"float32": 0.003, "float64": 1.0}
+SIZES = {"float32": 0.01, "float64": 1.0}
 
 
 def check(official: Path) -> dict[str, float]:
