@@ -15,7 +15,7 @@ from ._tasks import Task, random_images
 
 
 # Width of two hidden layers -> about 2.5k, 26k and 250k parameters.
-SIZES = {"2.5k": 26, "26k": 128, "250k": 460}
+SIZES = {"2.5k": 24, "26k": 128, "250k": 460}
 STEPS = 20  # timed at once, so that refreshes come in their right number
 RATE = 1e-4
 

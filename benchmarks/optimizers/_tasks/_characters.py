@@ -87,7 +87,7 @@ def characters() -> Task:
         loss=loss,
         sample=sample,
         metric=lambda params: loss(params, held_out),
-        target=2.3,
+        target=2.1,
         every=20,
         limit=3_000,
         predict=predict,

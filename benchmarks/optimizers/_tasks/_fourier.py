@@ -64,7 +64,7 @@ def fourier() -> Task:
         loss=loss,
         sample=sample,
         metric=lambda params: 2 * loss(params, (x[TRAINED:], y[TRAINED:])) / scale,
-        target=0.02,
+        target=1e-3,
         every=10,
         limit=4_000,
         residual=residual,
