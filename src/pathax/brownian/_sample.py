@@ -22,7 +22,7 @@ from ._query import Terms
 LANES = 16
 
 # Elements of noise drawn at once; above it a query loops over groups of terms.
-_WIDE = 1 << 15
+_WIDE = 1 << 18
 
 # Elements of noise that a batch of queries draws at once on CPU, for its cache.
 _BATCH = 1 << 19
