@@ -9,6 +9,7 @@ Folders:
 - `pathax.brownian`: one key gives a whole Brownian path with its time integrals.
 - `pathax.curvature`: what a second-order method must know about a loss.
 - `pathax.optimizers`: Optax transformations that use it.
+- `pathax.solvers`: exact numbers of evaluations.
 - `pathax.training`: one loop that trains every model with any of them.
 """
 
@@ -18,10 +19,11 @@ from . import (
     brownian as brownian,
     curvature as curvature,
     optimizers as optimizers,
+    solvers as solvers,
     training as training,
 )
 
 
 __version__ = _version("pathax")
 
-__all__ = ["__version__", "brownian", "curvature", "optimizers", "training"]
+__all__ = ["__version__", "brownian", "curvature", "optimizers", "solvers", "training"]

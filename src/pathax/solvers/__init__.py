@@ -1,0 +1,18 @@
+"""Diffrax solvers: how often they evaluate the terms of an equation."""
+
+from ._counting import (
+    Counted as Counted,
+    EvaluationCounts as EvaluationCounts,
+    counting as counting,
+    evaluations as evaluations,
+)
+from ._evaluations import Evaluations as Evaluations
+
+
+__all__ = [
+    "Counted",
+    "EvaluationCounts",
+    "Evaluations",
+    "counting",
+    "evaluations",
+]
