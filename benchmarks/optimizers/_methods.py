@@ -171,6 +171,19 @@ _ALL = (
         "diagonal",
         *_EPS,
     ),
+    # An exact product through dense layers takes two gradients' work; this, one.
+    *(
+        Method(
+            f"adahessian fd k={k}",
+            lambda r, eps, t, k=k: o.adahessian(
+                r, eps=eps, update_interval=k, hvp_mode="finite_diff"
+            ),
+            "diagonal",
+            *_EPS,
+            races=False,
+        )
+        for k in (1, 5)
+    ),
     Method(
         "sophia_h k=10",
         lambda r, gamma, t: o.sophia_h(r, gamma=gamma, weight_decay=0.0),
