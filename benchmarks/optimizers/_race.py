@@ -26,10 +26,10 @@ class Budget:
 
     trials: int
     seeds: int
-    seconds: float  # of one run, compilation apart
+    seconds: float  # of one run on the processor, compilation apart
 
 
-FULL = Budget(trials=12, seeds=5, seconds=8.0)
+FULL = Budget(trials=12, seeds=5, seconds=12.0)
 FAST = Budget(trials=6, seeds=3, seconds=4.0)
 
 LONG = 4.0  # seconds after which a time is not taken again
