@@ -8,6 +8,8 @@ Folders:
 
 - `pathax.brownian`: one key gives a whole Brownian path with its time integrals.
 - `pathax.curvature`: what a second-order method must know about a loss.
+- `pathax.operators`: spectral layers and neural operators.
+- `pathax.operators`: spectral layers and neural operators.
 - `pathax.optimizers`: Optax transformations that use it.
 - `pathax.solvers`: exact numbers of evaluations.
 - `pathax.training`: one loop that trains every model with any of them.
@@ -18,6 +20,7 @@ from importlib.metadata import version as _version
 from . import (
     brownian as brownian,
     curvature as curvature,
+    operators as operators,
     optimizers as optimizers,
     solvers as solvers,
     training as training,
@@ -26,4 +29,12 @@ from . import (
 
 __version__ = _version("pathax")
 
-__all__ = ["__version__", "brownian", "curvature", "optimizers", "solvers", "training"]
+__all__ = [
+    "__version__",
+    "brownian",
+    "curvature",
+    "operators",
+    "optimizers",
+    "solvers",
+    "training",
+]

@@ -1,0 +1,1 @@
+"""Our FNO beside that of `neuraloperator`: same weights, same input, same output."""
