@@ -11,6 +11,7 @@ Folders:
 - `pathax.operators`: spectral layers and neural operators.
 - `pathax.operators`: spectral layers and neural operators.
 - `pathax.optimizers`: Optax transformations that use it.
+- `pathax.simulation`: statistics of many paths, on many devices.
 - `pathax.solvers`: exact numbers of evaluations.
 - `pathax.training`: one loop that trains every model with any of them.
 """
@@ -22,6 +23,7 @@ from . import (
     curvature as curvature,
     operators as operators,
     optimizers as optimizers,
+    simulation as simulation,
     solvers as solvers,
     training as training,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "curvature",
     "operators",
     "optimizers",
+    "simulation",
     "solvers",
     "training",
 ]
