@@ -209,7 +209,7 @@ class VirtualBrownianTree(AbstractMomentPath):
         count = dtype.type(2.0**self.depth)
         own = (self.t0, self.t1, self.leaf_length)
         start, end, leaf_length = jax.lax.stop_gradient(own)
-        # One division, of what a solve leaves alone: the compiler takes it out of loops.
+        # One division, of what a solve leaves alone: compilers take it out of loops.
         if self._geometry.unbounded:
             per_time, slack = 1 / leaf_length, dtype.type(0)
         else:
