@@ -1,0 +1,163 @@
+"""Chains of underdamped Langevin dynamics, in coordinates that a warm-up chooses."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..brownian import VirtualBrownianTree
+from ..solvers import counting, evaluations
+
+
+# The least step, over the time between samples: 2^-LEVELS of it.
+LEVELS = 14
+
+
+class Chains(NamedTuple):
+    """Where all chains are: `x = scale z`, of unit mass, with velocities `v`."""
+
+    z: Array  # (chains, d)
+    v: Array
+    dt: Array  # (chains,): the step that the next sample begins with
+
+
+class Spent(NamedTuple):
+    """Gradients of each chain, those of rejected steps among them."""
+
+    gradients: Array
+    rejected: Array
+    steps: Array
+    failed: Array
+
+
+class Dynamics:
+    """Blocks of samples, one compiled call each.
+
+    Between two samples there is one solve; all solves of a block read one Brownian
+    path.
+    """
+
+    def __init__(
+        self,
+        potential: Callable[[Array], Array],
+        solver: Any,
+        *,
+        friction: float,
+        spacing: float,
+        block: int,
+        tolerance: float | None,
+        max_steps: int,
+    ):
+        self.potential, self.solver = potential, solver
+        self.friction, self.spacing, self.block = friction, spacing, block
+        self.tolerance, self.max_steps = tolerance, max_steps
+        chains = jax.vmap(self._block, in_axes=(0, 0, None, None))
+        self.run = eqx.filter_jit(chains)
+        self.errors = jax.jit(jax.vmap(self._error, in_axes=(0, 0, None, None)))
+
+    def to_x(self, z: Array, scale: Array) -> Array:
+        """Positions, of a vector or a matrix of scales."""
+        return scale * z if scale.ndim == 1 else scale @ z
+
+    def _terms(self, scale: Array, noise: Any) -> dfx.MultiTerm:
+        gradient = jax.grad(lambda z, args: self.potential(self.to_x(z, scale)))
+        one = jnp.ones((), scale.dtype)
+        friction = self.friction * one
+        return dfx.MultiTerm(
+            dfx.UnderdampedLangevinDriftTerm(friction, one, gradient),
+            dfx.UnderdampedLangevinDiffusionTerm(friction, one, noise),
+        )
+
+    def _noise(self, key: Array, like: Array, horizon: float) -> VirtualBrownianTree:
+        shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
+        return VirtualBrownianTree(
+            0.0,
+            horizon,
+            self.spacing * 2.0 ** -(LEVELS + 1),
+            shape,
+            key,
+            dfx.SpaceTimeTimeLevyArea,
+        )
+
+    def _block(self, chain: Chains, key: Array, scale: Array, count: Array):
+        """One chain: where it is, positions `(block, d)`, and what it spent.
+
+        Of the positions only the first `count` are filled.
+        """
+        noise = self._noise(key, chain.z, self.block * self.spacing)
+        terms = self._terms(scale, noise)
+        solver, controller = self._method()
+        saveat = dfx.SaveAt(t1=True, solver_state=True, controller_state=True)
+
+        def sample(i: Array, carry: tuple):
+            chain, xs, before = carry
+            # Products, so that the end of one solve is the start of the next.
+            t0 = i.astype(chain.z.dtype) * self.spacing
+            t1 = (i + 1).astype(chain.z.dtype) * self.spacing
+            out = dfx.diffeqsolve(
+                terms,
+                solver,
+                t0,
+                t1,
+                chain.dt,
+                (chain.z, chain.v),
+                stepsize_controller=controller,
+                saveat=saveat,
+                max_steps=self.max_steps,
+                throw=False,
+            )
+            assert out.ys is not None
+            z, v = (y[0] for y in out.ys)
+            made = evaluations(out)
+            steps = jnp.asarray(out.stats["num_accepted_steps"], jnp.int32)
+            spent = Spent(
+                made.total.drift,
+                made.rejected.drift,
+                steps,
+                out.result != dfx.RESULTS.successful,
+            )
+            dt = chain.dt
+            if self.tolerance is not None:
+                dt = self.spacing / jnp.maximum(steps, 1).astype(dt.dtype)
+            total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), before, spent)
+            return Chains(z, v, dt), xs.at[i].set(self.to_x(z, scale)), total
+
+        xs = jnp.zeros((self.block, *chain.z.shape), chain.z.dtype)
+        nothing = Spent(*(jnp.zeros((), jnp.int32) for _ in Spent._fields))
+        return jax.lax.fori_loop(0, count, sample, (chain, xs, nothing))
+
+    def _method(self) -> tuple[Any, Any]:
+        if self.tolerance is None:
+            return counting(self.solver)
+        solver = self.solver
+        if not has_estimate(solver):
+            solver = dfx.HalfSolver(solver)
+        controller = dfx.PIDController(
+            rtol=0.0,
+            atol=self.tolerance,
+            pcoeff=0.1,
+            icoeff=0.3,
+            dtmin=self.spacing * 2.0**-LEVELS,
+            dtmax=self.spacing,
+        )
+        return counting(solver, controller)
+
+    def _error(self, chain: Chains, key: Array, scale: Array, dt: Array) -> Array:
+        """Of a step, against two of half the length: root mean square over z and v."""
+        noise = self._noise(key, chain.z, self.spacing)
+        terms = self._terms(scale, noise)
+        solver = dfx.HalfSolver(self.solver)
+        y0, zero = (chain.z, chain.v), jnp.zeros_like(dt)
+        state = solver.init(terms, zero, dt, y0, None)
+        _, error, *_ = solver.step(terms, zero, dt, y0, None, state, False)
+        return jnp.sqrt(jnp.mean(jnp.stack(jax.tree.leaves(error)) ** 2))
+
+
+def has_estimate(solver: Any) -> bool:
+    """Whether a solver estimates its own error."""
+    adaptive = dfx.AbstractAdaptiveSolver, dfx.ALIGN, dfx.HalfSolver
+    return isinstance(solver, adaptive)

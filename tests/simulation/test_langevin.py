@@ -1,0 +1,197 @@
+"""Langevin samples: the right law, honest accounts, a warm-up that adapts."""
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pathax as px
+from pathax.simulation._langevin import scale_of
+
+
+CHAINS, SD = 32, np.array([1.0, 10.0, 0.2])
+CORRELATION = 0.9  # of the first two
+
+
+def covariance():
+    rho = np.eye(3)
+    rho[0, 1] = rho[1, 0] = CORRELATION
+    return rho * SD[:, None] * SD[None]
+
+
+def potential(x):
+    precision = jnp.asarray(np.linalg.inv(covariance()), x.dtype)
+    return 0.5 * x @ precision @ x
+
+
+def sample(f=potential, samples=96, d=3, dtype=jnp.float32, **options):
+    initial = jax.random.normal(jax.random.key(1), (CHAINS, d), dtype)
+    key = jax.random.key(0)
+    return px.simulation.langevin(f, key, initial, samples=samples, **options)
+
+
+@pytest.fixture(scope="module")
+def adaptive():
+    return sample()
+
+
+@pytest.fixture(scope="module")
+def constant():
+    return sample(tolerance=None, mass="dense")
+
+
+def check_law(found, limit):
+    """Means and variances within `limit` of their Monte Carlo errors."""
+    x = np.asarray(found.samples, np.float64)
+    for values, exact in ((x, np.zeros(3)), (x**2, SD**2)):
+        ess = px.simulation.diagnose(values).ess_bulk
+        error = values.std((0, 1)) / np.sqrt(ess)
+        assert (np.abs(values.mean((0, 1)) - exact) < limit * error).all()
+
+
+@pytest.mark.parametrize("run", ["adaptive", "constant"])
+def test_law(run, request):
+    """Six errors are a false alarm in 1e8; the bias of the steps is below one."""
+    found = request.getfixturevalue(run)
+    assert found.samples.shape == (CHAINS, 96, 3)
+    check_law(found, 6)
+    quality = px.simulation.diagnose(found.samples)
+    assert (quality.r_hat < 1.02).all()
+
+
+def test_the_check_of_the_law_has_power():
+    """A spread that is a tenth too large is seen."""
+    x = np.random.default_rng(0).normal(size=(CHAINS, 96, 3)) * SD
+    wide = px.simulation.LangevinSamples(jnp.asarray(1.1 * x), *(0,) * 6)
+    with pytest.raises(AssertionError):
+        check_law(wide, 6)
+
+
+def test_warm_up_learns_scales(adaptive, constant):
+    """Ratios of variances, and the covariance; the rest is a unit of time."""
+    assert adaptive.scale.shape == (3,)
+    ratios = np.asarray(adaptive.scale) / SD
+    np.testing.assert_allclose(ratios / ratios[0], 1, rtol=0.3)
+    # The slowest direction of what the variances leave.
+    np.testing.assert_allclose(ratios**2, 1 + CORRELATION, rtol=0.4)
+    square = np.asarray(constant.scale @ constant.scale.T)
+    whitened = np.linalg.solve(covariance(), square)
+    np.testing.assert_allclose(np.linalg.eigvals(whitened), 1, rtol=0.4)
+
+
+def test_a_dense_mass_needs_fewer_gradients_for_correlations(adaptive, constant):
+    """An effective sample costs less, by the account that is tested below."""
+    costs = []
+    for found in (adaptive, constant):
+        ess = px.simulation.diagnose(found.samples).ess_bulk.min()
+        costs.append(found.gradients / ess)
+    assert costs[1] < 0.5 * costs[0]
+
+
+def test_gradients_are_counted(adaptive):
+    """Every evaluation of the gradient, of all chains, as the host sees them."""
+    calls = np.zeros(2, np.int64)
+
+    def seen(_):
+        calls[0] += 1
+
+    @jax.custom_jvp
+    def f(x):
+        return 0.5 * jnp.sum(x**2)
+
+    @f.defjvp
+    def _(primals, tangents):
+        (x,), (v,) = primals, tangents
+        jax.debug.callback(seen, x[0])
+        return f(x), jnp.sum(x * v)
+
+    options = {"samples": 3, "spacing": 1.0, "warmup": 0}
+    found = sample(f, d=2, tolerance=None, step=0.25, **options)
+    jax.effects_barrier()
+    assert found.gradients == CHAINS * 3 * 4 * 2
+    # All chains take as many steps here, so a call of one is a call of all.
+    assert calls[0] == found.gradients
+    assert found.warmup_gradients == 0
+    assert found.gradients_per_sample == 8
+    assert (found.step, found.rejected_gradients) == (0.25, 0)
+    # Of a half-step estimate six a step, and more steps than samples.
+    assert adaptive.gradients % 6 == 0
+    assert adaptive.gradients >= 6 * CHAINS * 96
+
+
+def test_solver_with_its_own_estimate():
+    found = sample(solver=dfx.ALIGN(), tolerance=0.03, samples=32, warmup=4)
+    assert found.rejected_gradients > 0
+    assert found.gradients < 60 * CHAINS * 32
+    check_law(found, 6)
+
+
+def test_keys_and_double_precision():
+    """The same key gives the same samples, however many."""
+    options = {"warmup": 0, "tolerance": None, "step": 0.5, "dtype": jnp.float64}
+    with jax.enable_x64(True):
+        few, more = (sample(samples=n, **options).samples for n in (2, 4))
+        assert few.dtype == jnp.float64
+        np.testing.assert_array_equal(few, more[:, :2])
+
+
+def test_scales_of_few_samples():
+    x = np.random.default_rng(0).normal(size=(4000, 2)) * [1.0, 100.0]
+    for mass in ("diagonal", "dense"):
+        scale = scale_of(x, mass)
+        sd = scale if scale.ndim == 1 else np.sqrt(np.diag(scale @ scale.T))
+        np.testing.assert_allclose(sd, [1, 100], rtol=0.1)
+    np.testing.assert_allclose(scale_of(x, "identity"), [100, 100], rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"samples": 0}, "at least 1"),
+        ({"spacing": 0.0}, "must be positive"),
+        ({"mass": "full"}, '"diagonal", "dense" or "identity"'),
+        ({"step": 0.1}, "either adaptive"),
+        ({"tolerance": None, "step": 5.0}, "at most `spacing`"),
+    ],
+)
+def test_misuse(options, says):
+    with pytest.raises(ValueError, match=says):
+        sample(**options)
+    with pytest.raises(ValueError, match=r"shape \(chains, d\)"):
+        px.simulation.langevin(potential, jax.random.key(0), jnp.zeros(3), samples=1)
+
+
+def test_chains_that_leave_the_numbers():
+    with pytest.raises(RuntimeError, match="left the numbers"):
+        sample(lambda x: -jnp.sum(x**4), samples=4, warmup=1, max_steps=64, d=2)
+
+
+# Diagnostics ------------------------------------------------------------------------
+
+
+def test_r_hat_sees_chains_that_do_not_mix(rng):
+    x = rng.normal(size=(4, 200, 2))
+    x[0, :, 1] += 3
+    found = px.simulation.diagnose(x)
+    assert found.r_hat[0] < 1.02
+    assert found.r_hat[1] > 1.2
+    assert found.ess_bulk[1] < 50 < found.ess_bulk[0]
+    assert found.ess_tail.shape == (2,)
+    with pytest.raises(ValueError, match="chains, samples, d"):
+        px.simulation.diagnose(x[0])
+
+
+def test_energy_distance(rng, precision):
+    """Against all pairs; and it sees a wrong spread."""
+    x, y = rng.normal(size=(40, 3)), 0.5 + rng.normal(size=(30, 3))
+    far = lambda a, b: np.linalg.norm(a[:, None] - b[None], axis=2).sum()
+    want = 2 * far(x, y) / 1200 - far(x, x) / (40 * 39) - far(y, y) / (30 * 29)
+    a, b = (jnp.asarray(v, precision.dtype) for v in (x, y))
+    for rows in (512, 7):
+        got = px.simulation.energy_distance(a, b, rows=rows)
+        np.testing.assert_allclose(got, want, atol=precision.tolerance(64))
+    same = px.simulation.energy_distance(a[:20], a[20:])
+    assert abs(float(same)) < 0.3 < float(px.simulation.energy_distance(a, 3 * a))
+    with pytest.raises(ValueError, match="the same d"):
+        px.simulation.energy_distance(a, b[:, :2])
