@@ -63,7 +63,7 @@ def test_law(run, request):
 def test_the_check_of_the_law_has_power():
     """A spread that is a tenth too large is seen."""
     x = np.random.default_rng(0).normal(size=(CHAINS, 96, 3)) * SD
-    wide = px.simulation.LangevinSamples(jnp.asarray(1.1 * x), *(0,) * 6)
+    wide = px.simulation.LangevinSamples(jnp.asarray(1.1 * x), *(0,) * 7)
     with pytest.raises(AssertionError):
         check_law(wide, 6)
 
