@@ -1,10 +1,54 @@
-"""Neural operators: spectral layers and the models made of them."""
+"""Operators between fields: spectral methods and neural operators."""
 
+from ._allen_cahn import AllenCahn as AllenCahn
+from ._burgers import Burgers as Burgers, KuramotoSivashinsky as KuramotoSivashinsky
 from ._fno import FNO as FNO
+from ._grid import Grid as Grid
 from ._head import SpectralHead as SpectralHead
+from ._initial import (
+    gaussian_field as gaussian_field,
+    mcwilliams_vorticity as mcwilliams_vorticity,
+)
+from ._navier_stokes import (
+    NavierStokes as NavierStokes,
+    diagonal_forcing as diagonal_forcing,
+    kolmogorov_forcing as kolmogorov_forcing,
+)
+from ._semilinear import AbstractSemilinear as AbstractSemilinear
+from ._sobolev import (
+    bochner_norm as bochner_norm,
+    energy_spectrum as energy_spectrum,
+    sobolev_inner as sobolev_inner,
+    sobolev_loss as sobolev_loss,
+    sobolev_norm as sobolev_norm,
+)
 from ._spectral_conv import SpectralConv as SpectralConv
+from ._steppers import integrate as integrate, stepper as stepper
 from ._stfno import STFNO as STFNO
 from ._trajectory import Trajectory as Trajectory
 
 
-__all__ = ["FNO", "STFNO", "SpectralConv", "SpectralHead", "Trajectory"]
+__all__ = [  # noqa: RUF022  (plain order)
+    "AbstractSemilinear",
+    "AllenCahn",
+    "Burgers",
+    "FNO",
+    "Grid",
+    "KuramotoSivashinsky",
+    "NavierStokes",
+    "STFNO",
+    "SpectralConv",
+    "SpectralHead",
+    "Trajectory",
+    "bochner_norm",
+    "diagonal_forcing",
+    "energy_spectrum",
+    "gaussian_field",
+    "integrate",
+    "kolmogorov_forcing",
+    "mcwilliams_vorticity",
+    "sobolev_inner",
+    "sobolev_loss",
+    "sobolev_norm",
+    "stepper",
+]
