@@ -6,6 +6,7 @@ from ._fno import FNO as FNO
 from ._grid import Grid as Grid
 from ._head import SpectralHead as SpectralHead
 from ._initial import (
+    filtered_vorticity as filtered_vorticity,
     gaussian_field as gaussian_field,
     mcwilliams_vorticity as mcwilliams_vorticity,
 )
@@ -43,6 +44,7 @@ __all__ = [  # noqa: RUF022  (plain order)
     "bochner_norm",
     "diagonal_forcing",
     "energy_spectrum",
+    "filtered_vorticity",
     "gaussian_field",
     "integrate",
     "kolmogorov_forcing",
