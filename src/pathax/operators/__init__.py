@@ -1,5 +1,6 @@
 """Operators between fields: spectral methods and neural operators."""
 
+from . import data as data
 from ._allen_cahn import AllenCahn as AllenCahn
 from ._burgers import Burgers as Burgers, KuramotoSivashinsky as KuramotoSivashinsky
 from ._fno import FNO as FNO
@@ -42,6 +43,7 @@ __all__ = [  # noqa: RUF022  (plain order)
     "SpectralHead",
     "Trajectory",
     "bochner_norm",
+    "data",
     "diagonal_forcing",
     "energy_spectrum",
     "filtered_vorticity",

@@ -142,4 +142,5 @@ def filtered_vorticity(
     flow = grid.leray(tuple(scaled(grid.rfft(u), density) for u in noise))
     u, v = (grid.irfft(a) for a in flow)
     largest = jnp.sqrt(jnp.max(u**2 + v**2))
-    return grid.irfft(grid.curl(flow)) * (speed / largest)
+    vorticity = grid.derivative(flow[1], 0) - grid.derivative(flow[0], 1)
+    return grid.irfft(vorticity) * (speed / largest)
