@@ -1,8 +1,9 @@
-"""Operators between fields: spectral methods and neural operators."""
+"""Operators between fields: spectral methods, neural operators, refinement."""
 
 from . import data as data
 from ._allen_cahn import AllenCahn as AllenCahn
 from ._burgers import Burgers as Burgers, KuramotoSivashinsky as KuramotoSivashinsky
+from ._estimator import Estimate as Estimate, estimate as estimate
 from ._fno import FNO as FNO
 from ._grid import Grid as Grid
 from ._head import SpectralHead as SpectralHead
@@ -16,6 +17,12 @@ from ._navier_stokes import (
     diagonal_forcing as diagonal_forcing,
     kolmogorov_forcing as kolmogorov_forcing,
 )
+from ._polynomial import PolynomialTrajectory as PolynomialTrajectory
+from ._refine import (
+    Refinement as Refinement,
+    RefineResult as RefineResult,
+    refine as refine,
+)
 from ._semilinear import AbstractSemilinear as AbstractSemilinear
 from ._sobolev import (
     bochner_norm as bochner_norm,
@@ -24,6 +31,7 @@ from ._sobolev import (
     sobolev_loss as sobolev_loss,
     sobolev_norm as sobolev_norm,
 )
+from ._space_time import SpaceTimeProblem as SpaceTimeProblem
 from ._spectral_conv import SpectralConv as SpectralConv
 from ._steppers import integrate as integrate, stepper as stepper
 from ._stfno import STFNO as STFNO
@@ -34,11 +42,16 @@ __all__ = [  # noqa: RUF022  (plain order)
     "AbstractSemilinear",
     "AllenCahn",
     "Burgers",
+    "Estimate",
     "FNO",
     "Grid",
     "KuramotoSivashinsky",
     "NavierStokes",
+    "PolynomialTrajectory",
+    "RefineResult",
+    "Refinement",
     "STFNO",
+    "SpaceTimeProblem",
     "SpectralConv",
     "SpectralHead",
     "Trajectory",
@@ -46,11 +59,13 @@ __all__ = [  # noqa: RUF022  (plain order)
     "data",
     "diagonal_forcing",
     "energy_spectrum",
+    "estimate",
     "filtered_vorticity",
     "gaussian_field",
     "integrate",
     "kolmogorov_forcing",
     "mcwilliams_vorticity",
+    "refine",
     "sobolev_inner",
     "sobolev_loss",
     "sobolev_norm",
