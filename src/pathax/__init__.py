@@ -9,8 +9,8 @@ Folders:
 - `pathax.brownian`: one key gives a whole Brownian path with its time integrals.
 - `pathax.curvature`: what a second-order method must know about a loss.
 - `pathax.operators`: spectral layers and neural operators.
-- `pathax.operators`: spectral layers and neural operators.
 - `pathax.optimizers`: Optax transformations that use it.
+- `pathax.regularizers`: what makes a learned equation cheap to solve.
 - `pathax.simulation`: statistics of many paths, on many devices.
 - `pathax.solvers`: exact numbers of evaluations.
 - `pathax.training`: one loop that trains every model with any of them.
@@ -23,6 +23,7 @@ from . import (
     curvature as curvature,
     operators as operators,
     optimizers as optimizers,
+    regularizers as regularizers,
     simulation as simulation,
     solvers as solvers,
     training as training,
@@ -37,6 +38,7 @@ __all__ = [
     "curvature",
     "operators",
     "optimizers",
+    "regularizers",
     "simulation",
     "solvers",
     "training",

@@ -295,6 +295,10 @@ class CountingController(dfx.AbstractAdaptiveStepSizeController):
     def norm(self) -> Any:
         return self.controller.norm
 
+    def resume(self, inner: PyTree) -> CountingControllerState:
+        """The state to go on from, given that of the controller inside."""
+        return CountingControllerState(inner, _integers(Evaluations()))
+
     def wrap(self, direction):
         return _controller(self.controller.wrap(direction))
 

@@ -86,8 +86,9 @@ def fit(
       key)`, for optimizers that need outputs or residuals.
     - `has_aux`: the loss returns a pair of the scalar and a dictionary of scalars,
       which are reported.
-    - `weights`: by name, a number or an Optax schedule. The loss gets their values at
-      each step, so a weight may change without anything being compiled again.
+    - `weights`: by name, a number, an Optax schedule, or a weight that sets itself,
+      such as [`pathax.regularizers.DualAscent`][]. The loss gets their values at each
+      step, so a weight may change without anything being compiled again.
     - `accumulate`: take the batch in so many parts, one after another, with the memory
       of one part; the forward pass is then computed twice.
     - `compute_dtype`: dtype that parameters and batches are cast to for the loss, e.g.
@@ -157,7 +158,7 @@ def fit(
     reports = _Reports(
         log, log_every, evaluate, evaluate_every or log_every, steps, early_stopping
     )
-    state = place.everywhere(init_state(model, optimizer, key))
+    state = place.everywhere(init_state(model, optimizer, key, weights))
     state = _resume(state, source, reports, checkpoints)
     static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
     compiled = jax.jit(step, donate_argnums=0)

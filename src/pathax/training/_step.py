@@ -24,6 +24,7 @@ class TrainState(NamedTuple):
     - `bad_steps`: how many of them gave a value or a gradient that is not finite; such
       a step changes no parameter.
     - `first_bad`: the number of the first of them, or -1.
+    - `weights`: by name, the states of weights that set themselves.
     """
 
     params: PyTree
@@ -32,12 +33,14 @@ class TrainState(NamedTuple):
     step: Array
     bad_steps: Array
     first_bad: Array
+    weights: dict[str, PyTree]
 
 
 def init_state(
     model: PyTree,
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     key: PRNGKeyArray,
+    weights: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -47,6 +50,7 @@ def init_state(
       are trained.
     - `optimizer`: an Optax transformation.
     - `key`: for whatever is random in the loss and in the optimizer.
+    - `weights`: as for [`pathax.training.fit`][].
 
     **Returns:** a [`pathax.training.TrainState`][], whose arrays are copies.
 
@@ -65,14 +69,19 @@ def init_state(
     """
     params = jax.tree.map(jnp.asarray, eqx.filter(model, eqx.is_inexact_array))
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(
-        params, optimizer.init(params), key, zero, zero, jnp.full((), -1, jnp.int32)
-    )
+    own = {k: w.init() for k, w in (weights or {}).items() if _moves(w)}
+    never = jnp.full((), -1, jnp.int32)
+    state = TrainState(params, optimizer.init(params), key, zero, zero, never, own)
     # Each leaf gets a buffer of its own, as the compiled step reuses them.
     return jax.tree.map(jnp.copy, state)
 
 
-Weight = float | Callable[[Array], Any]
+# A number, a schedule, or an object with `init`, `value` and `update`.
+Weight = Any
+
+
+def _moves(weight: Weight) -> bool:
+    return hasattr(weight, "update") and hasattr(weight, "value")
 
 
 def train_step(
@@ -160,15 +169,18 @@ def train_step(
     def step(state: TrainState, batch: PyTree):
         key = jax.random.fold_in(state.key, state.step)
         key, own = jax.random.split(key)
-        values = {name: _at(weight, state.step) for name, weight in weights.items()}
+        values = {name: _at(name, weight, state) for name, weight in weights.items()}
         out = prepare(state.params, batch, key, values, key=own, state=state.opt_state)
         (value, aux), grads, extra = out
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         fine = jnp.isfinite(value) & _finite(grads) & _finite(updates)
         use = fine if nan == "skip" else fine & (state.bad_steps == 0)
-        params, opt_state = _select(
-            use, (params, opt_state), (state.params, state.opt_state)
+        moved = {k: weights[k].update(old, aux) for k, old in state.weights.items()}
+        params, opt_state, moved = _select(
+            use,
+            (params, opt_state, moved),
+            (state.params, state.opt_state, state.weights),
         )
         none_yet = state.first_bad < 0
         new = TrainState(
@@ -178,8 +190,10 @@ def train_step(
             state.step + 1,
             state.bad_steps + (~fine).astype(jnp.int32),
             jnp.where(none_yet & ~fine, state.step, state.first_bad),
+            moved,
         )
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **aux}
+        metrics |= {f"weight_{name}": values[name] for name in state.weights}
         return new, metrics
 
     return step
@@ -225,8 +239,11 @@ def _wide(x: Any) -> Array:
     return x
 
 
-def _at(weight: Weight, step: Array) -> Array:
-    value = weight(step) if callable(weight) else weight
+def _at(name: str, weight: Weight, state: TrainState) -> Array:
+    if _moves(weight):
+        value = weight.value(state.weights[name])
+    else:
+        value = weight(state.step) if callable(weight) else weight
     return jnp.asarray(value, jnp.result_type(float))
 
 

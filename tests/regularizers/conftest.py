@@ -1,0 +1,7 @@
+"""Makes the shared equations importable."""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parent))
