@@ -5,7 +5,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.experimental.jet import jet
 from jaxtyping import Array, PyTree
 
 from ._kinetic import check_normalize, squared
@@ -56,6 +55,8 @@ def total_derivative(
 
 
 def _by_taylor(field: Any, t: Array, y: PyTree, order: int) -> PyTree:
+    from jax.experimental.jet import jet  # takes a while to import
+
     # Time is one more component, which grows at rate 1.
     leaves, tree = jax.tree.flatten(y)
 
