@@ -142,7 +142,10 @@ def test_scales_of_few_samples():
         scale = scale_of(x, mass)
         sd = scale if scale.ndim == 1 else np.sqrt(np.diag(scale @ scale.T))
         np.testing.assert_allclose(sd, [1, 100], rtol=0.1)
-    np.testing.assert_allclose(scale_of(x, "identity"), [100, 100], rtol=0.1)
+    np.testing.assert_array_equal(scale_of(x, "identity"), [1, 1])
+    heavy = np.random.default_rng(0).standard_cauchy(size=(4000, 2))
+    np.testing.assert_allclose(scale_of(heavy, "diagonal"), 1.82, rtol=0.2)
+    assert heavy.std() > 10
 
 
 @pytest.mark.parametrize(

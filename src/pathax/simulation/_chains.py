@@ -13,10 +13,6 @@ from ..brownian import VirtualBrownianTree
 from ..solvers import counting, evaluations
 
 
-# The least step, over the time between samples: 2^-LEVELS of it.
-LEVELS = 14
-
-
 class Chains(NamedTuple):
     """Where all chains are: `x = scale z`, of unit mass, with velocities `v`."""
 
@@ -77,7 +73,7 @@ class Dynamics:
         return VirtualBrownianTree(
             0.0,
             horizon,
-            self.spacing * 2.0 ** -(LEVELS + 1),
+            self.spacing / (2 * self.max_steps),
             shape,
             key,
             dfx.SpaceTimeTimeLevyArea,
@@ -107,7 +103,7 @@ class Dynamics:
                 (chain.z, chain.v),
                 stepsize_controller=controller,
                 saveat=saveat,
-                max_steps=self.max_steps,
+                max_steps=4 * self.max_steps,
                 throw=False,
             )
             assert out.ys is not None
@@ -141,7 +137,7 @@ class Dynamics:
             atol=self.tolerance,
             pcoeff=0.1,
             icoeff=0.3,
-            dtmin=self.spacing * 2.0**-LEVELS,
+            dtmin=self.spacing / self.max_steps,
             dtmax=self.spacing,
         )
         return counting(solver, controller)

@@ -8,6 +8,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri
 from jaxtyping import Array, PRNGKeyArray
 
 from ._chains import Chains, Dynamics
@@ -20,8 +21,7 @@ _WARM, _AIM = 0.05, 0.01
 
 _LOST = (
     "{} solves of a block took more than {} steps, or a chain left the numbers: start "
-    "nearer to where the density is, or give a smaller `step`, a larger `tolerance` or "
-    "`max_steps`."
+    "nearer to where the density is, or give a smaller `step` or a larger `max_steps`."
 )
 
 
@@ -93,15 +93,16 @@ def langevin(
       0.01.
     - `spacing`: time between samples, in which what lies between is thinned out.
     - `friction`: $\gamma$.
-    - `mass`: `"diagonal"`, `"dense"` or `"identity"`: what the warm-up estimates
-      $M^{-1}$ from, variances, the covariance, or nothing.
+    - `mass`: what the warm-up estimates $M^{-1}$ from: `"diagonal"`, squares of
+      spreads; `"dense"`, the covariance; `"identity"`, nothing. But for the last, the
+      unit of time is then such that the slowest direction, by the largest eigenvalue of
+      what is left of the covariance, has frequency one, so that `friction` and
+      `spacing` mean the same for all potentials.
     - `warmup`: number of blocks before the first sample is kept, the first ones
-      shorter, always with adaptive steps. After each, $M$ is that of the block. The
-      unit of time is such that the slowest direction, by the largest eigenvalue of what
-      is left of the covariance, has frequency one, so that `friction` and `spacing`
-      mean the same for all potentials.
+      shorter, always with adaptive steps. After each, $M$ is that of the block.
     - `block`: samples of each chain in one compiled call.
-    - `max_steps`: the most steps between two samples.
+    - `max_steps`: adaptive steps aren't made smaller than `spacing` over this, whatever
+      their error.
 
     **Returns:** a [`pathax.simulation.LangevinSamples`][].
 
@@ -247,14 +248,16 @@ class _Run:
             found = self.dynamics.run(*place, jnp.asarray(count, jnp.int32))
             self.chains, x, spent = jax.block_until_ready(found)
         except RuntimeError as error:  # times that aren't finite, in the tree
-            raise RuntimeError(_LOST.format("Some", self.dynamics.max_steps)) from error
+            raise RuntimeError(
+                _LOST.format("Some", 4 * self.dynamics.max_steps)
+            ) from error
         x = x[:, :count]
         sums = [int(np.asarray(s, np.int64).sum()) for s in spent]
         self.gradients += sums[0]
         self.rejected += sums[1]
         self.steps += sums[2]
         if sums[3] or not bool(jnp.all(jnp.isfinite(x))):
-            raise RuntimeError(_LOST.format(sums[3], self.dynamics.max_steps))
+            raise RuntimeError(_LOST.format(sums[3], 4 * self.dynamics.max_steps))
         self.last = x
         return x
 
@@ -288,17 +291,20 @@ class _Run:
 def scale_of(x: np.ndarray, mass: str) -> np.ndarray:
     """The square root of the inverse mass, of samples `(n, d)`.
 
-    Variances are drawn towards a small number, as those of few samples should be. Then
-    all is stretched by the largest standard deviation that is left, which makes that
-    direction the one of frequency one.
+    Spreads are half the distance of the 16% and the 84% quantile, and correlations are
+    those of ranks: moments of a heavy tail would be those of a few samples. Then all is
+    stretched by the largest standard deviation that is left, which makes that direction
+    the one of frequency one.
     """
     count, size = x.shape
+    if mass == "identity":
+        return np.ones(size)
+    low, high = np.quantile(x, [0.16, 0.84], axis=0)
+    spread = np.maximum((high - low) / 2, 1e-12 * np.abs(x).max() + 1e-30)
+    ranks = np.argsort(np.argsort(x, axis=0), axis=0)
+    scores = np.asarray(ndtri((ranks + 0.5) / count), np.float64)
+    rho = np.corrcoef(scores.T).reshape(size, size)
     if mass == "dense":
-        covariance = np.cov(x.T).reshape(size, size)
-        shrunk = covariance + np.diag(np.diag(covariance)) * 5 / count
-        return np.linalg.cholesky(shrunk * count / (count + 5) + 1e-12 * np.eye(size))
-    sd = np.ones(size)
-    if mass == "diagonal":
-        sd = np.sqrt((x.var(0) * count + 5e-3 * x.var(0).mean()) / (count + 5))
-    rest = np.cov((x / sd).T).reshape(size, size)
-    return sd * math.sqrt(float(np.linalg.eigvalsh(rest)[-1]))
+        rho = (count * rho + size * np.eye(size)) / (count + size)
+        return spread[:, None] * np.linalg.cholesky(rho)
+    return spread * math.sqrt(float(np.linalg.eigvalsh(rho)[-1]))
