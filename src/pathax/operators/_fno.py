@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._pointwise import ChannelMLP, at_points
-from ._spectral_conv import SpectralConv
+from ._spectral_conv import SpectralConv, moved
 
 
 def positions(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -154,22 +154,10 @@ class FNO(eqx.Module):
         last = i == len(self.skips) - 1
         shape = v.shape[1:] if out_shape is None or not last else tuple(out_shape)
         activation = (lambda x: x) if last else self.activation
-        skipped = resample(at_points(self.skips[i], v), shape)
+        resample = jax.vmap(lambda x: moved(x, shape))
+        skipped = resample(at_points(self.skips[i], v))
         w = activation(self.convolutions[i](v, shape) + skipped)
         if self.mixers is None or self.gates is None:
             return w
         gate = self.gates[i].reshape(-1, *(1,) * len(shape))
-        return activation(self.mixers[i](w) + gate * resample(v, shape))
-
-
-def resample(x: Array, shape: tuple[int, ...]) -> Array:
-    """Band-limited interpolation of `(channels, *grid)` to another grid."""
-    for axis, n in enumerate(shape, 1):
-        old = x.shape[axis]
-        if n == old:
-            continue
-        y = jnp.fft.rfft(x, axis=axis, norm="forward")
-        kept = min(old, n)
-        y = jax.lax.slice_in_dim(y, 0, (kept - 1) // 2 + 1, axis=axis)
-        x = jnp.fft.irfft(y, n=n, axis=axis, norm="forward")
-    return x
+        return activation(self.mixers[i](w) + gate * resample(v))

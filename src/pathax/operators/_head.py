@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._spectral_conv import as_complex
+from ._spectral_conv import as_complex, moved
 from ._trajectory import Trajectory
 
 
@@ -121,7 +121,7 @@ class SpectralHead(eqx.Module):
         signs = jnp.asarray(2.0 * (-1.0) ** omega, initial.dtype)
         signs = signs.reshape((-1,) + (1,) * len(shape))
         coefficients = jnp.concatenate([signs * fields.real, -signs * fields.imag])
-        start = initial if shape == initial.shape else _moved(initial, shape)
+        start = initial if shape == initial.shape else moved(initial, shape)
         return Trajectory(start, coefficients, self.horizon)
 
     def _amplitudes(self, latent: Array, initial: Array) -> Array:
@@ -163,15 +163,3 @@ def _to_grid(x: Array, modes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
         x = jnp.concatenate([low, jnp.zeros(gap, x.dtype), high], axis=axis)
         x = jnp.fft.ifft(x, axis=axis, norm="forward")
     return x
-
-
-def _moved(field: Array, shape: tuple[int, ...]) -> Array:
-    """Band-limited interpolation of a real field to another grid."""
-    for axis, n in enumerate(shape):
-        old = field.shape[axis]
-        if n != old:
-            y = jnp.fft.rfft(field, axis=axis, norm="forward")
-            kept = (min(old, n) - 1) // 2 + 1
-            y = jax.lax.slice_in_dim(y, 0, kept, axis=axis)
-            field = jnp.fft.irfft(y, n=n, axis=axis, norm="forward")
-    return field

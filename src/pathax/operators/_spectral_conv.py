@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
+from ._grid import Grid
+
 
 def retained(x: Array, modes: tuple[int, ...]) -> Array:
     """Amplitudes of the lowest modes of real fields, over the last axes.
@@ -38,6 +40,15 @@ def restored(y: Array, modes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
         y = jnp.concatenate([low, jnp.zeros(gap, y.dtype), high], axis=axis)
         y = jnp.fft.ifft(y, axis=axis, norm="forward")
     return jnp.fft.irfft(y, n=shape[-1], axis=-1, norm="forward")
+
+
+def moved(field: Array, shape: tuple[int, ...]) -> Array:
+    """Band-limited interpolation of a real field to another grid of the unit box."""
+    if field.shape == shape:
+        return field
+    unit = (1.0,) * len(shape)
+    old, new = Grid(field.shape, unit), Grid(shape, unit)
+    return new.irfft(old.resample(old.rfft(field), new))
 
 
 def as_complex(pairs: Array) -> Array:
