@@ -76,6 +76,16 @@ class AbstractSemilinear(eqx.Module):
         known = self.nonlinear(grid, w) + self.forcing(grid).astype(w.dtype)
         return jnp.asarray(self.linear(grid)).astype(w.dtype) * w + known
 
+    def residual(
+        self, grid: Grid, w: Complex[Array, "*half"], rate: Complex[Array, "*half"]
+    ) -> Complex[Array, "*half"]:
+        """What is left of the equation, given the time derivative too.
+
+        All modes of it, if `w` is in the band of a grid with half of the points, padded
+        to this one.
+        """
+        return rate - self.rhs(grid, w)
+
 
 def real_dtype() -> Any:
     """JAX's default."""
