@@ -7,10 +7,12 @@ from ._counting import (
     evaluations as evaluations,
 )
 from ._evaluations import Evaluations as Evaluations
+from ._no_skip import DyadicController as DyadicController
 
 
 __all__ = [
     "Counted",
+    "DyadicController",
     "EvaluationCounts",
     "Evaluations",
     "counting",
