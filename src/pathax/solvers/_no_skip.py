@@ -203,9 +203,9 @@ class DyadicController(dfx.AbstractAdaptiveStepSizeController):
         )
         return whole.astype(jnp.int32)
 
-    def _fitting(self, leaf: Array, last: Array, dt: Array) -> Array:
+    def _fitting(self, leaf: Array, last: Array, dt: Any) -> Array:
         """The longest node from here that is at most `dt` long, in leaves."""
-        dt = jax.lax.stop_gradient(dt)
+        dt = jax.lax.stop_gradient(jnp.asarray(dt))
         length = (self.end - self.start).astype(dt.dtype)
         ratio = dt / length * np.asarray(2.0**self.depth, dt.dtype)
         ratio = ratio * np.asarray(1 + 8 * np.finfo(dt.dtype).eps, dt.dtype)
@@ -234,7 +234,7 @@ def _check_depth(depth: int | None, path: Any, dtype: Any) -> int:
     """The depth of the tree of steps."""
     start, end = concrete(path.t0), concrete(path.t1)
     known = start is not None and end is not None
-    length = end - start if known else 1.0
+    length = end - start if start is not None and end is not None else 1.0
     if not (math.isfinite(length) and length > 0):
         raise ValueError(
             f"`path` must have a finite interval; got [{start}, {end}]. Build it with "
