@@ -50,7 +50,7 @@ def _begin(problem: SpaceTimeProblem, z: Pairs, steps: int) -> Progress:
         stalled=jnp.zeros((), bool),
         step=jnp.zeros((), jnp.int32),
         etas=jnp.full((steps + 1,), jnp.nan, eta.dtype).at[0].set(eta),
-        products=jnp.zeros((steps,), jnp.int32),
+        products=jnp.zeros((max(steps, 1),), jnp.int32),
         ffts=jnp.full((), ffts(problem.residual, z), eta.dtype),
     )
 

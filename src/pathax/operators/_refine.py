@@ -92,8 +92,8 @@ def refine(
       for the linear part of the equation; `"sweep"` marches the linearized equation
       once, which costs more and sees advection (for the first two methods); `"none"`.
     - `rtol`: when to end, as a part of the residual of the field that stays as it is.
-    - `max_steps`: at most so many steps a slab; 6 for the first two methods, 50 for
-      `"lbfgs"` and 100 for `"adam"` if `None`.
+    - `max_steps`: at most so many steps a slab, 0 for a mere fit of the start; if
+      `None`, 6 for the first two methods, 50 for `"lbfgs"` and 100 for `"adam"`.
     - `max_products`: products with the Jacobian in a step.
     - `sweep_steps`: of the march in a slab; found from the speed of the initial field
       if `None`, which then must not be traced.

@@ -1,0 +1,90 @@
+"""The tables of refinement."""
+
+from pathlib import Path
+
+from .._report import Results, number, table
+
+
+def sections(results: Results, folder: Path) -> list[str]:
+    """Markdown of all families that were run."""
+    del folder
+    parts = [
+        ("A network, refined", _network(results)),
+        ("Residual and error", _estimator(results)),
+        ("Decaying turbulence", _turbulence(results)),
+        ("Beside solvers", _solvers(results)),
+    ]
+    out: list[str] = []
+    for title, body in parts:
+        if body:
+            out += [f"#### {title}", *body]
+    return out
+
+
+def _figures(results: Results, name: str) -> dict:
+    return results.cases.get(name, {}).get("figures", {})
+
+
+def _network(results: Results) -> list[str]:
+    found = _figures(results, "network/forced flow")
+    if not found:
+        return []
+    names = ["network", "one step", "two steps", "three steps"]
+    rows = []
+    for n, name in enumerate(names):
+        low, high = found[f"error {n} range"]
+        rows.append(
+            [name, number(found[f"error {n}"]), f"{number(low)} to {number(high)}"]
+        )
+    note = (
+        "Relative L2 error over ten frames of forced flow on 64 x 64 points, median "
+        f"and range over eight flows; that of no change is "
+        f"{number(found['error of no change'])}. Adam, at the best of four rates and "
+        f"with as many transforms, leaves {number(found['over Adam'])} times the error "
+        "of three steps."
+    )
+    if results.shows_times:
+        note += f" A step takes {number(found['seconds_per_iteration'])} s."
+    return [note, table(["", "error", "range"], rows)]
+
+
+def _estimator(results: Results) -> list[str]:
+    found = _figures(results, "estimator/forced flow")
+    if not found:
+        return []
+    note = (
+        f"Over {found['pairs']} pairs of flows, Gauss-Newton steps and bands of noise "
+        "the rank correlation of the estimated residual and the true error is "
+        f"**{number(found['spearman'])}**."
+    )
+    return [note]
+
+
+def _turbulence(results: Results) -> list[str]:
+    rows = []
+    for name, record in results.family("turbulence").items():
+        found = record["figures"]
+        for way in ("whole", "slabs", "slabs, three steps"):
+            spent = found[f"seconds {way}"] / found["seconds whole"]
+            rows.append([name, way, number(found[f"error {way}"]), number(spent)])
+    if not rows:
+        return []
+    note = "Four Gauss-Newton steps for the whole window, two or three in five slabs."
+    return [note, table(["case", "window", "error", "time over whole"], rows)]
+
+
+def _solvers(results: Results) -> list[str]:
+    found = _figures(results, "solvers/forced flow")
+    if not found:
+        return []
+    unit = found["etdrk4"][0][0]
+    rows = [
+        [name, ", ".join(f"{number(s / unit)}: {number(e)}" for s, e in points)]
+        for name, points in found.items()
+    ]
+    note = (
+        "Time (in that of ten steps of `etdrk4`) and relative error at the end of one "
+        "window of forced flow, for 10 to 160 steps of solvers and one to three of "
+        "refinement. For the plain forward problem solvers win."
+    )
+    return [note, table(["method", "time: error"], rows)]

@@ -1,0 +1,65 @@
+"""The subject of refinement: well formed, and its parts do what they say."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import refinement
+from benchmarks._case import Config
+from benchmarks._report import Results
+from benchmarks.refinement import _flows, _network, _refine
+from benchmarks.refinement._report import sections
+
+
+KEYS = {
+    "error_network_median",
+    "error_refined_median",
+    "seconds_per_iteration",
+    "gain_vs_published_optimizer",
+    "estimator_spearman",
+}
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_it():
+    """Benchmarks run under JAX's own defaults."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_names_and_keys():
+    for config in (Config(), Config(fast=True)):
+        names = [case.name for case in refinement.cases(config)]
+        assert len(set(names)) == len(names)
+    assert refinement.headline({}) == dict.fromkeys(KEYS)
+
+
+def test_report():
+    figures = {f"error {n}": 10.0**-n for n in range(4)}
+    figures |= {f"error {n} range": [0.1, 1.0] for n in range(4)}
+    figures |= {"error of no change": 0.1, "over Adam": 1e3}
+    record = {"status": "ok", "figures": figures}
+    data = {"cases": {"network/forced flow": record}}
+    text = "\n".join(sections(Results("refinement", "cpu", data), Path()))
+    assert "three steps" in text
+    assert "A step takes" not in text  # times of a shared machine mean nothing
+    assert sections(Results("refinement", "cpu", {"cases": {}}), Path()) == []
+
+
+def test_flows_and_a_network_small():
+    """On a tiny grid: frames follow one another, a step of training runs."""
+    flow = _flows.forced(2, 24, 1.0)
+    assert flow.frames.shape == (2, 10, 24, 24)
+    jump = np.abs(flow.after[:, 0] - flow.frames[:, -1]).max()
+    assert jump < np.abs(flow.frames).max()
+    with jax.enable_x64(True):
+        here = _flows.problem(flow, 0, 8)
+        found = _refine.ops.refine(here, max_steps=3)
+        assert _flows.error(flow, 0, found.trajectory) < 1e-6
+    trainer = _network.Trainer(flow, 2, 4)
+    before = _network.network_error(trainer.model, flow, 0)
+    trainer.run(2)
+    assert np.isfinite(before)
+    assert np.isfinite(_network.network_error(trainer.model, flow, 0))
