@@ -48,8 +48,8 @@ def test_report():
     assert sections(Results("refinement", "cpu", {"cases": {}}), Path()) == []
 
 
-def test_flows_and_a_network_small():
-    """On a tiny grid: frames follow one another, a step of training runs."""
+def test_flows_small():
+    """On a tiny grid: frames follow one another, and refinement meets them."""
     flow = _flows.forced(2, 24, 1.0)
     assert flow.frames.shape == (2, 10, 24, 24)
     jump = np.abs(flow.after[:, 0] - flow.frames[:, -1]).max()
@@ -58,6 +58,12 @@ def test_flows_and_a_network_small():
         here = _flows.problem(flow, 0, 8)
         found = _refine.ops.refine(here, max_steps=3)
         assert _flows.error(flow, 0, found.trajectory) < 1e-6
+
+
+@pytest.mark.slow
+def test_network_small():
+    """Steps of training change it."""
+    flow = _flows.forced(2, 24, 1.0)
     trainer = _network.Trainer(flow, 2, 4)
     before = _network.network_error(trainer.model, flow, 0)
     trainer.run(2)
