@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,45 @@ def test_a_kill_costs_one_shard_and_changes_no_bit(made, tmp_path):
     assert (tmp_path / "shard-00000.npy").stat().st_mtime_ns == kept
     np.testing.assert_array_equal(resumed[:], made[:])
     assert not list(tmp_path.glob("*.part"))
+
+
+_VICTIM = """
+import dataclasses, sys
+import pathax as px
+
+box = px.operators.Grid((16, 16), (1.0, 1.0))
+setting = dataclasses.replace(
+    px.operators.data.setting("forced"),
+    grid=box,
+    stored=px.operators.Grid((12, 12), (1.0, 1.0)),
+    count=400, frames=3, spacing=0.2, warm_up=0.4, dt=0.1,
+)
+px.operators.data.generate(
+    sys.argv[1], setting, shard=2, batch=2, progress=lambda *_: print("+", flush=True)
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_outright(made, tmp_path):
+    """Wherever it dies, what stands under a shard's name is whole."""
+    command = [sys.executable, "-c", _VICTIM, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as victim:
+        assert victim.stdout is not None
+        for _ in range(3):
+            victim.stdout.readline()
+        victim.kill()
+    whole = sorted(tmp_path.glob("shard-*.npy"))
+    assert 3 <= len(whole) < 200
+    for shard in whole:
+        assert np.load(shard).shape == (2, 3, 12, 12)
+        assert np.isfinite(np.load(shard)).all()
+    np.testing.assert_allclose(np.load(whole[0]), made[:2], atol=1e-5)
+    setting = dataclasses.replace(SMALL, count=400)
+    before = {shard: shard.stat().st_mtime_ns for shard in whole}
+    resumed = MAKE(tmp_path, setting=setting)
+    assert len(resumed) == 400
+    assert before == {shard: shard.stat().st_mtime_ns for shard in whole}
 
 
 def test_seeds_and_shards(made, tmp_path):
