@@ -7,6 +7,7 @@ from ._estimator import Estimate as Estimate, estimate as estimate
 from ._fno import FNO as FNO
 from ._grid import Grid as Grid
 from ._head import SpectralHead as SpectralHead
+from ._infer import Inference as Inference, infer as infer
 from ._initial import (
     filtered_vorticity as filtered_vorticity,
     gaussian_field as gaussian_field,
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022  (plain order)
     "Estimate",
     "FNO",
     "Grid",
+    "Inference",
     "KuramotoSivashinsky",
     "NavierStokes",
     "PolynomialTrajectory",
@@ -62,6 +64,7 @@ __all__ = [  # noqa: RUF022  (plain order)
     "estimate",
     "filtered_vorticity",
     "gaussian_field",
+    "infer",
     "integrate",
     "kolmogorov_forcing",
     "mcwilliams_vorticity",
