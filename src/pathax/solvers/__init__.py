@@ -7,6 +7,7 @@ from ._counting import (
     evaluations as evaluations,
 )
 from ._evaluations import Evaluations as Evaluations
+from ._log_ode import LogODE as LogODE
 from ._no_skip import DyadicController as DyadicController
 
 
@@ -15,6 +16,7 @@ __all__ = [
     "DyadicController",
     "EvaluationCounts",
     "Evaluations",
+    "LogODE",
     "counting",
     "evaluations",
 ]
