@@ -18,7 +18,7 @@ class LogODE(dfx.AbstractStratonovichSolver):
     For `dy = f(t, y) dt + sum_i g_i(t, y) o dW^i`, a step from `t` to `t + h` is the
     solution at time one, by one step of the classical Runge-Kutta method, of
 
-    $$\dot z = h f(z) + \sum_i W^i g_i(z) + \sum_{i < j} A^{ij} [g_i, g_j](z),
+    $$\dot z = h f(z) + \sum_i W^i g_i(z) + \sum_{i < j} A^{ij} [g_i, g_j]\,(z),
     \qquad [g_i, g_j] = g_j' g_i - g_i' g_j,$$
 
     with the area `A` of the same path, from `terms` products of moments on each of
