@@ -32,9 +32,10 @@ def test_ships_its_types():
 
 
 def test_import_is_cheap():
+    """In processor time, as other tests run beside this one."""
     code = (
-        "import time, diffrax; t = time.perf_counter(); import pathax; "
-        "print(time.perf_counter() - t)"
+        "import time, diffrax; t = time.process_time(); import pathax; "
+        "print(time.process_time() - t)"
     )
     seconds = [float(_python(code)) for _ in range(3)]
     assert statistics.median(seconds) <= IMPORT_BUDGET, seconds
