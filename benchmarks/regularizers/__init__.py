@@ -1,0 +1,53 @@
+"""Regularizers: evaluations saved at equal accuracy, and what they cost in training.
+
+Families of cases:
+
+- `overhead`: a solve and a step of training, with penalties and without;
+- `train`: neural ODEs on real digits and on spirals, paired seeds, each method beside
+  none, evaluated with another solver and with a tighter tolerance, too.
+"""
+
+from collections.abc import Mapping
+
+from .._case import Case, Config
+from ._speed import speed_cases
+from ._train import training_cases
+
+
+def cases(config: Config) -> list[Case]:
+    """All cases of the subject."""
+    return [*speed_cases(config), *training_cases(config)]
+
+
+def headline(results: Mapping[str, dict]) -> dict[str, float | None]:
+    """The figures to reach; `None` where the cases were not run.
+
+    - `nfe_ratio_upper95_best`: upper 95% limit of the evaluations over those of the
+      plain twin, of the method and task where it is smallest while accuracy falls by at
+      most half a point;
+    - `accuracy_change_pt`, `predict_time_ratio`: of that case;
+    - `step_time_global`, `step_time_local`: time of a gradient over that without;
+    - `accumulation_overhead`: part by which a solve takes longer.
+    """
+    ours = ("error", "step cost", "local")
+    own = [
+        record["figures"]
+        for name, record in results.items()
+        if name.startswith("train/") and name.endswith(ours)
+    ]
+    good = [f for f in own if f["accuracy_change_pt"] >= -0.5]
+    best = min(good, key=lambda f: f["nfe_ratio_upper95"], default={})
+
+    def ratio(case: str, name: str) -> float | None:
+        found = results.get(case, {}).get("ratios", {}).get(name)
+        return None if found is None else found["median"]
+
+    solve = ratio("overhead/solve", "pathax over bare")
+    return {
+        "nfe_ratio_upper95_best": best.get("nfe_ratio_upper95"),
+        "accuracy_change_pt": best.get("accuracy_change_pt"),
+        "predict_time_ratio": best.get("predict_time_ratio"),
+        "step_time_global": ratio("overhead/training", "global over plain"),
+        "step_time_local": ratio("overhead/training", "local over plain"),
+        "accumulation_overhead": None if solve is None else solve - 1,
+    }

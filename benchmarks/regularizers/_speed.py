@@ -1,0 +1,108 @@
+"""What penalties cost: in a solve, and in a step of training."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pathax as px
+
+from .._case import Case, Config, Contender
+from ._tasks import METHODS, TASKS, make
+
+
+def _solve(penalties: dict | None):
+    """A solve with a 100-unit network at batch 256."""
+
+    def contender():
+        net = eqx.nn.MLP(64, 64, 100, 1, jnp.tanh, key=jax.random.key(0))
+        x = jax.random.normal(jax.random.key(1), (256, 64))
+        term = dfx.ODETerm(lambda t, y, net: jax.vmap(net)(y))
+        controller = dfx.PIDController(rtol=1e-5, atol=1e-5)
+        params, static = eqx.partition(net, eqx.is_array)
+
+        def solve(params, x):
+            args = eqx.combine(params, static)
+            if penalties is None:
+                sol = dfx.diffeqsolve(
+                    term,
+                    dfx.Tsit5(),
+                    0.0,
+                    1.0,
+                    0.1,
+                    x,
+                    args,
+                    stepsize_controller=controller,
+                    max_steps=256,
+                )
+                return sol.ys, ()
+            sol, record = px.regularizers.solve(
+                term,
+                dfx.Tsit5(),
+                0.0,
+                1.0,
+                0.1,
+                x,
+                args,
+                stepsize_controller=controller,
+                penalties=penalties,
+                max_steps=256,
+            )
+            return sol.ys, record.penalties
+
+        return solve, (params, x)
+
+    return contender
+
+
+def _step(method: str):
+    """A gradient of the loss on digits."""
+
+    def contender():
+        penalty = METHODS[method][0]
+        model, loss, (x, y), _ = make(TASKS["digits"], penalty, 0)
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+
+        def gradient(params, batch):
+            objective = lambda params: loss(
+                eqx.combine(params, static),
+                batch,
+                jax.random.key(0),
+                {"penalty": jnp.asarray(0.1)},
+            )[0]
+            return jax.grad(objective)(params)
+
+        return gradient, (params, (np.array(x[:128]), np.array(y[:128])))
+
+    return contender
+
+
+def speed_cases(config: Config) -> list[Case]:
+    """Overheads, of contenders that take turns."""
+    names = {"global": "error", "cost": "step cost"}
+    names |= {"local": "local", "published": "published"}
+    return [
+        Case(
+            "overhead/solve",
+            {"hidden": 100, "batch": 256},
+            contenders=(
+                Contender("bare", _solve(None)),
+                Contender("counting", _solve({})),
+                Contender("pathax", _solve({"error": px.regularizers.Error()})),
+            ),
+            ratios={
+                "pathax over bare": ("pathax", "bare"),
+                "counting over bare": ("counting", "bare"),
+            },
+        ),
+        Case(
+            "overhead/training",
+            {"task": "digits", "batch": 128},
+            contenders=(
+                Contender("plain", _step("plain")),
+                *(Contender(name, _step(method)) for name, method in names.items()),
+            ),
+            ratios={f"{name} over plain": (name, "plain") for name in names},
+        ),
+    ]
