@@ -23,7 +23,7 @@ test: docs $(VENV)/.stamp-test ## build the docs strictly, then run the quick te
 	$(PY) -m pytest -n $(JOBS)
 
 test-slow: $(VENV)/.stamp-test ## run the tests marked slow
-	$(PY) -m pytest -n $(JOBS) -m slow
+	$(PY) -m pytest -n $(JOBS) -m slow --seed=fresh
 
 bench: $(VENV)/.stamp-bench ## run the quick Brownian benchmarks
 	$(PY) -m benchmarks brownian --fast

@@ -34,16 +34,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("pathax", "beartype.beartype")
 
 # Compilation makes the first example of a property slow, so no deadline holds.
-hypothesis.settings.register_profile(
-    "pathax", deadline=None, max_examples=50, print_blob=True
-)
-hypothesis.settings.load_profile("pathax")
+for _name, _same in (("same", True), ("fresh", False)):
+    hypothesis.settings.register_profile(
+        _name, deadline=None, max_examples=50, print_blob=True, derandomize=_same
+    )
 
 
 # Seeds ------------------------------------------------------------------------------
 #
-# Each run draws a fresh seed; each test derives its own from that and from its name, so
-# a failure reproduces with the same `--seed` whichever other tests run beside it.
+# A test is passed or failed by the change under it, not by the luck of the day, so the
+# seed is the same unless another is asked for. Each test derives its own from that and
+# from its name, so a failure reproduces whichever other tests run beside it.
 
 _SEED = pytest.StashKey[int]()
 
@@ -51,9 +52,8 @@ _SEED = pytest.StashKey[int]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seed",
-        type=int,
-        default=None,
-        help="seed of the whole run (default: $PATHAX_TEST_SEED, else fresh)",
+        default=os.environ.get("PATHAX_TEST_SEED", "0"),
+        help="seed of the whole run, or 'fresh' (default: $PATHAX_TEST_SEED, else 0)",
     )
 
 
@@ -62,10 +62,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None:  # a process of pytest-xdist: take the controller's seed
         seed = worker["pathax_seed"]
     else:
-        fallback = os.environ.get("PATHAX_TEST_SEED", secrets.randbits(31))
         given = config.getoption("--seed")
-        seed = int(fallback) if given is None else given
+        seed = secrets.randbits(31) if given == "fresh" else int(given)
     config.stash[_SEED] = seed
+    fresh = config.getoption("--seed") == "fresh"
+    hypothesis.settings.load_profile("fresh" if fresh else "same")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,7 +1,0 @@
-"""Makes the shared equations importable."""
-
-import sys
-from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).parent))
