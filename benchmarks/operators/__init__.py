@@ -6,7 +6,9 @@ Families of cases:
   Burgers' equation; `fno-step`: time of a training step in one to three dimensions;
 - `head`: the spatiotemporal operator with its head and with the published one, trained
   on ten frames and asked for more of them, and on a finer grid;
-- `residual`: what the published micro-step residual says of noise.
+- `residual`: what the published micro-step residual says of noise;
+- `train`: operators trained by AdamW and by second-order methods, for the same
+  processor time, at the best of four rates each.
 """
 
 from collections.abc import Mapping
@@ -14,11 +16,12 @@ from collections.abc import Mapping
 from .._case import Case, Config
 from ._fno import fno_cases
 from ._head import head_cases
+from ._train import train_cases
 
 
 def cases(config: Config) -> list[Case]:
     """All cases of the subject."""
-    return [*fno_cases(config), *head_cases(config)]
+    return [*fno_cases(config), *head_cases(config), *train_cases(config)]
 
 
 def headline(results: Mapping[str, dict]) -> dict[str, float | None]:

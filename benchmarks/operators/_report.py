@@ -12,6 +12,7 @@ def sections(results: Results, folder: Path) -> list[str]:
         ("Fourier neural operator beside `neuraloperator`", _fno(results)),
         ("Heads of the spatiotemporal operator", _heads(results)),
         ("The published residual", _residual(results)),
+        ("Training by other rules", _training(results)),
     ]
     out: list[str] = []
     for title, body in parts:
@@ -81,3 +82,27 @@ def _residual(results: Results) -> list[str]:
         "noise as well as a flow, so it can't tell one from the other."
     )
     return [note, table(["field", *columns], rows)]
+
+
+def _training(results: Results) -> list[str]:
+    rows = []
+    for name, record in results.family("train").items():
+        found = record["figures"]
+        methods = [key.removeprefix("error ") for key in found if key[:6] == "error "]
+        for method in sorted(methods, key=lambda m: found[f"error {m}"]):
+            rows.append(
+                [
+                    name.removeprefix("train/"),
+                    method,
+                    number(found[f"error {method}"]),
+                    f"{found[f'rate {method}']:g}",
+                    str(found[f"steps {method}"]),
+                ]
+            )
+    if not rows:
+        return []
+    note = (
+        "Relative error on examples not seen, after the same processor time, at the "
+        "best of four rates, chosen on other examples; one seed."
+    )
+    return [note, table(["", "rule", "error", "rate", "steps"], rows)]

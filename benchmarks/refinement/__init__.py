@@ -3,21 +3,28 @@
 Families of cases:
 
 - `network`: a spatiotemporal operator trained for a while, then refined by one to three
-  Gauss-Newton steps, and by Adam with as many transforms;
+  Gauss-Newton steps, by Adam with as many transforms, and trained for as long instead;
 - `estimator`: the residual beside the error;
 - `turbulence`: decaying turbulence over a window at once and in slabs;
-- `solvers`: error against seconds for steppers, and for refinement.
+- `solvers`: error against seconds for steppers, and for refinement;
+- `inverse`: parameters from noisy frames, beside fits through a solver.
 """
 
 from collections.abc import Mapping
 
 from .._case import Case, Config
+from ._inverse import inverse_cases
 from ._refine import refinement_cases
+from ._solvers import solver_cases
 
 
 def cases(config: Config) -> list[Case]:
     """All cases of the subject."""
-    return refinement_cases(config)
+    return [
+        *refinement_cases(config),
+        *solver_cases(config),
+        *inverse_cases(config),
+    ]
 
 
 def headline(results: Mapping[str, dict]) -> dict[str, float | None]:

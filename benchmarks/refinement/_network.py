@@ -22,6 +22,8 @@ class Trained(NamedTuple):
     """A network and what it took."""
 
     model: px.operators.STFNO
+    training: int  # flows
+    steps: int
     seconds: float
     step_seconds: float
 
@@ -85,7 +87,7 @@ def trained(training: int, steps: int, flows: int) -> Trained:
     begin = time.perf_counter()
     trainer.run(steps - 1)
     seconds = time.perf_counter() - begin
-    return Trained(trainer.model, seconds, seconds / (steps - 1))
+    return Trained(trainer.model, training, steps, seconds, seconds / (steps - 1))
 
 
 def network_start(model: px.operators.STFNO, flow: Flow, index: int):

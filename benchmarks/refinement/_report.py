@@ -13,6 +13,7 @@ def sections(results: Results, folder: Path) -> list[str]:
         ("Residual and error", _estimator(results)),
         ("Decaying turbulence", _turbulence(results)),
         ("Beside solvers", _solvers(results)),
+        ("Parameters from noisy frames", _inverse(results)),
     ]
     out: list[str] = []
     for title, body in parts:
@@ -41,7 +42,8 @@ def _network(results: Results) -> list[str]:
         f"and range over eight flows; that of no change is "
         f"{number(found['error of no change'])}. Adam, at the best of four rates and "
         f"with as many transforms, leaves {number(found['over Adam'])} times the error "
-        "of three steps."
+        "of three steps; the network, trained for the whole time instead, "
+        f"{number(found['over training longer'])} times that."
     )
     if results.shows_times:
         note += f" A step takes {number(found['seconds_per_iteration'])} s."
@@ -74,17 +76,43 @@ def _turbulence(results: Results) -> list[str]:
 
 
 def _solvers(results: Results) -> list[str]:
-    found = _figures(results, "solvers/forced flow")
-    if not found:
+    out: list[str] = []
+    for name, record in results.family("solvers").items():
+        found = record["figures"]
+        unit = found["etdrk4"][0][0]
+        rows = [
+            [way, ", ".join(f"{number(s / unit)}: {number(e)}" for s, e in points)]
+            for way, points in found.items()
+        ]
+        out += [name, table(["method", "time: error"], rows)]
+    if not out:
         return []
-    unit = found["etdrk4"][0][0]
-    rows = [
-        [name, ", ".join(f"{number(s / unit)}: {number(e)}" for s, e in points)]
-        for name, points in found.items()
-    ]
     note = (
         "Time (in that of ten steps of `etdrk4`) and relative error at the end of one "
-        "window of forced flow, for 10 to 160 steps of solvers and one to three of "
-        "refinement. For the plain forward problem solvers win."
+        "window of flow under the Kolmogorov force, for 10 to 320 steps of solvers and "
+        "one to four of refinement. For the plain forward problem solvers win."
     )
-    return [note, table(["method", "time: error"], rows)]
+    return [note, *out]
+
+
+def _inverse(results: Results) -> list[str]:
+    record = results.cases.get("inverse/viscosity and forcing", {})
+    found = record.get("figures", {})
+    if not found:
+        return []
+    ways = [name.removeprefix("seconds ") for name in found if "seconds" in name]
+    names = [name.removeprefix("coverage ") for name in found if "coverage" in name]
+    rows = [
+        [
+            way,
+            number(found[f"seconds {way}"] / found["seconds refinement"]),
+            *(f"{found[f'parameters {way}'][name]:.6f}" for name in names),
+        ]
+        for way in ways
+    ]
+    covered = ", ".join(f"{found[f'coverage {n}']:.0%} for the {n}" for n in names)
+    note = (
+        "Frames with noise, at every fourth point; one fit by each way. Intervals of "
+        f"95% from `infer` covered in {record['parameters']['seeds']} seeds: {covered}."
+    )
+    return [note, table(["way", "time", *names], rows)]

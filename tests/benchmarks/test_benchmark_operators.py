@@ -45,7 +45,7 @@ def test_names_and_keys():
         names = [case.name for case in operators.cases(config)]
         assert len(set(names)) == len(names)
         families = {name.split("/")[0] for name in names}
-        assert families == {"fno", "fno-step", "head", "residual"}
+        assert families == {"fno", "fno-step", "head", "residual", "train"}
     assert operators.headline({}) == dict.fromkeys(KEYS)
 
 

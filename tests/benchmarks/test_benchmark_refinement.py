@@ -40,6 +40,7 @@ def test_report():
     figures = {f"error {n}": 10.0**-n for n in range(4)}
     figures |= {f"error {n} range": [0.1, 1.0] for n in range(4)}
     figures |= {"error of no change": 0.1, "over Adam": 1e3}
+    figures["over training longer"] = 1e6
     record = {"status": "ok", "figures": figures}
     data = {"cases": {"network/forced flow": record}}
     text = "\n".join(sections(Results("refinement", "cpu", data), Path()))

@@ -139,6 +139,9 @@ def refine(
         sweep_steps = _sweep_steps(problem)
     starts = start_coefficients(problem, start)
     options = Options(method, preconditioner, max_steps, max_products, sweep_steps)
+    if not callable(learning_rate):  # as arrays, numbers don't compile anew
+        learning_rate = jnp.asarray(learning_rate, problem.dtype)
+    rtol = jnp.asarray(rtol, problem.dtype)
     return _refine(problem, starts, learning_rate, rtol, options)
 
 
@@ -248,7 +251,7 @@ def _refine(
     problem: SpaceTimeProblem,
     starts: Complex[Array, "slabs degree *half"],
     learning_rate: Any,
-    rtol: float,
+    rtol: Float[Array, ""],
     options: Options,
 ) -> Refinement:
     """One slab after another, each from where the last one ended."""
