@@ -16,8 +16,13 @@ PY := $(BIN)/python
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.stamp-examples ## run the tour; figures and a table under out/
-	$(PY) examples/tour.py --out out
+TOUR := tour ensemble mnist_node optimizers refine_flow
+
+demo: $(VENV)/.stamp-examples ## run an example of each folder, briefly; figures under out/
+	@for example in $(TOUR); do \
+	    echo "== examples/$$example.py"; \
+	    $(PY) examples/$$example.py --fast --out out || exit 1; \
+	done
 
 test: docs $(VENV)/.stamp-test ## build the docs strictly, then run the quick tests
 	$(PY) -m pytest -n $(JOBS)

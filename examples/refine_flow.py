@@ -6,7 +6,7 @@ Makes forced flows, trains a small spatiotemporal Fourier neural operator on the
 it predict ten frames of a flow that it has not seen, and makes the prediction solve the
 equation by a few Gauss-Newton steps in space and time. Prints error, residual and time
 of each step beside those of no network; the figure shows vorticity before and after,
-and the spectrum of the error.
+the spectrum of the error, and error and residual after each step.
 """
 
 import argparse
@@ -95,8 +95,8 @@ def follow(problem, start, wanted, times):
 
 
 def draw(grid, fields, wanted, rows, file):
-    """Vorticity of the last frame before and after, and spectra of the errors."""
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
+    """Vorticity of the last frame before and after, and what the errors do."""
+    figure, axes = plt.subplots(1, 5, figsize=(16, 3.2))
     scale = float(jnp.abs(wanted[-1]).max())
     for axis, field, title in zip(
         axes,
@@ -116,6 +116,11 @@ def draw(grid, fields, wanted, rows, file):
         xlabel="wavenumber", title="error's spectrum", xlim=(0, grid.shape[0] / 3)
     )
     axes[3].legend(fontsize=7)
+    steps, errors, etas, _ = zip(*rows, strict=True)
+    axes[4].semilogy(steps, errors, "o-", label="error")
+    axes[4].semilogy(steps, etas, "s--", label="residual, the estimate")
+    axes[4].set(xlabel="Gauss-Newton steps", xticks=steps)
+    axes[4].legend(fontsize=7)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
