@@ -67,7 +67,7 @@ def test_hessian_products_in_every_mode(precision, rng):
     dense = jax.jit(jax.hessian(flat))(_vector(params))
     exact = precision.tolerance(100)
     limits = {"fwd_over_rev": exact, "rev_over_rev": exact}
-    limits["finite_diff"] = 1e-5 if precision.eps < 1e-10 else 1e-2
+    limits["finite_diff"] = 1e-5 if precision.eps < 1e-10 else 3e-2
     for mode in MODES:
         product = lambda v, mode=mode: _vector(
             curvature.hvp(loss, params, mode)(_from_vector(v, like))

@@ -1,5 +1,9 @@
 """Refinement: exactness, convergence, every method and equation, the estimator."""
 
+import os
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -361,6 +365,56 @@ def test_nodes_spread_over_devices(flow, devices, rng):
     apart, together = products(make(layout), z), products(make(None), z)
     for a, b in zip(apart, together, strict=True):
         assert relative(a, b) < 1e-13
+
+
+_SPREAD = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pathax as px
+
+ops = px.operators
+grid = ops.Grid((16, 16), (2 * np.pi, 2 * np.pi))
+force = ops.kolmogorov_forcing(grid, 2, 1.0)
+start = ops.gaussian_field(jax.random.key(0), grid, smoothness=6.0, tau=2.0)
+devices = jax.make_mesh((8,), ("t",), axis_types=(jax.sharding.AxisType.Auto,))
+layout = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("t"))
+found = [
+    ops.refine(
+        ops.SpaceTimeProblem(
+            ops.NavierStokes(0.05, source=force),
+            *(grid, start, 0.5),
+            degree=8,
+            sharding=sharding,
+        ),
+        max_steps=3,
+        rtol=0.0,
+    )
+    for sharding in (layout, None)
+]
+assert found[0].eta[0, -1] < 1e-6
+np.testing.assert_allclose(found[0].eta, found[1].eta, rtol=1e-4)
+"""
+
+
+@pytest.mark.slow
+def test_refinement_spread_over_devices():
+    """Whole, in a process of its own: simulated devices that share two cores wait for
+    each other forever if XLA runs independent collectives in any order.
+    """
+    flags = (
+        "--xla_force_host_platform_device_count=8 "
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    )
+    given = {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+    out = subprocess.run(
+        [sys.executable, "-c", _SPREAD],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | given,
+    )
+    assert out.returncode == 0, out.stderr[-2000:]
 
 
 # The estimator ----------------------------------------------------------------------
