@@ -1,21 +1,29 @@
-"""Diffrax solvers: how often they evaluate the terms of an equation."""
+"""Diffrax solvers and controllers, and how often they evaluate an equation's terms."""
 
+from ._cir import CIR as CIR
+from ._cir_controller import CIRController as CIRController
 from ._counting import (
     Counted as Counted,
     EvaluationCounts as EvaluationCounts,
     counting as counting,
     evaluations as evaluations,
 )
+from ._drift_implicit_euler import DriftImplicitEuler as DriftImplicitEuler
 from ._evaluations import Evaluations as Evaluations
+from ._hosts import HOStS as HOStS
 from ._log_ode import LogODE as LogODE
 from ._no_skip import DyadicController as DyadicController
 
 
 __all__ = [
+    "CIR",
+    "CIRController",
     "Counted",
+    "DriftImplicitEuler",
     "DyadicController",
     "EvaluationCounts",
     "Evaluations",
+    "HOStS",
     "LogODE",
     "counting",
     "evaluations",

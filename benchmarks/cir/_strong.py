@@ -1,0 +1,198 @@
+"""Errors of paths, beside the same scheme with much shorter steps."""
+
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pathax as px
+
+from .._case import Case, Config
+
+
+END, TOL = 4.0, 2**-16
+SEED = 5678
+
+
+class Setting(NamedTuple):
+    """Which steps are tried; references are two levels finer than the last."""
+
+    sigma: float
+    constant: tuple[int, ...]  # 2^n steps
+    adaptive: tuple[int, ...]  # tolerances 2^-n
+    chunk: int  # paths that take their adaptive steps together
+
+
+MEDIUM = Setting(1.5, tuple(range(3, 11)), tuple(range(9)), 100)
+MEDIUM_FAST = Setting(1.5, tuple(range(3, 10)), tuple(range(9)), 100)
+HIGH = Setting(2.2, tuple(range(5, 12)), tuple(range(1, 7)), 25)
+
+# Steps and errors of the published runs, 50,000 paths.
+PUBLISHED = {
+    "medium/HOStS": {
+        "constant": {8: 0.136, 32: 0.0464, 128: 0.0151, 512: 5.35e-3},
+        "adaptive": {20: 0.0401, 58: 6.96e-3, 149: 1.14e-3, 522: 1.23e-4},
+        "order constant": 0.78,
+        "order adaptive": 1.82,
+    },
+    "medium/DIE": {
+        "constant": {8: 0.461, 32: 0.158, 128: 0.0520, 512: 0.0162},
+        "adaptive": {27: 0.235, 70: 0.128, 161: 0.0615, 522: 0.0172},
+        "order constant": 0.86,
+        "order adaptive": 1.03,
+    },
+    "high/HOStS": {
+        "constant": {32: 0.546, 128: 0.302, 512: 0.173},
+        "adaptive": {486: 0.142, 1311: 0.0449, 3492: 0.0154},
+        "order constant": 0.39,
+        "order adaptive": 0.81,
+    },
+    "high/DIE": {
+        "constant": {32: 0.665, 128: 0.362, 512: 0.198},
+        "adaptive": {1239: 0.303, 3022: 0.110, 4889: 0.0330},
+        "order constant": 0.46,
+        "order adaptive": 0.86,
+    },
+}
+
+
+def _solve(cir: px.solvers.CIR, scheme: str, controller: Any, dt0: Any, times: Any):
+    """From a key to states at the times, and numbers of steps."""
+    high = scheme == "HOStS"
+    solver = px.solvers.HOStS.of(cir) if high else px.solvers.DriftImplicitEuler(cir)
+    area = dfx.SpaceTimeLevyArea if high else dfx.BrownianIncrement
+
+    def solve(key):
+        path = px.brownian.VirtualBrownianTree(0.0, END, TOL, (), key, area)
+        found = dfx.diffeqsolve(
+            cir.terms(path),
+            solver,
+            0.0,
+            END,
+            dt0,
+            jnp.asarray(1.0),
+            stepsize_controller=controller,
+            saveat=dfx.SaveAt(ts=times),
+            max_steps=None,
+            adjoint=dfx.ForwardMode(),
+        )
+        steps = found.stats["num_accepted_steps"], found.stats["num_steps"]
+        return found.ys, steps
+
+    return solve
+
+
+def _ensemble(solve: Any, keys: jax.Array, chunk: int) -> tuple[np.ndarray, ...]:
+    """All paths, a chunk at a time; mean numbers of accepted and of all steps."""
+    run = jax.jit(lambda keys: jax.lax.map(jax.vmap(solve), keys))
+    ys, (accepted, tried) = run(keys.reshape(-1, chunk))
+    ys = np.asarray(ys).reshape(len(keys), -1)
+    return ys, np.mean(accepted), np.mean(tried)
+
+
+def _slope(steps: np.ndarray, errors: np.ndarray) -> float:
+    return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+def _order(steps: list[float], squares: np.ndarray) -> tuple[float, list[float]]:
+    """Slope of the error over the steps, with a 95% interval over paths."""
+    rng = np.random.default_rng(0)
+    counts = np.asarray(steps)
+    of = lambda part: _slope(counts, np.sqrt(part.mean(axis=1)))
+    paths = squares.shape[1]
+    again = [of(squares[:, rng.integers(paths, size=paths)]) for _ in range(400)]
+    return of(squares), [float(x) for x in np.quantile(again, [0.025, 0.975])]
+
+
+def _measure(name: str, setting: Setting, paths: int) -> dict[str, Any]:
+    scheme = name.split("/")[1]
+    cir = px.solvers.CIR(1.0, 1.0, setting.sigma)
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(SEED), paths)
+        constant = _constant(cir, scheme, setting, keys)
+        adaptive, tried = _adaptive(cir, scheme, setting, keys)
+    figures: dict[str, Any] = {"tried over accepted": tried}
+    for kind, (steps, squares) in {**constant, "adaptive": adaptive}.items():
+        errors = np.sqrt(squares.mean(axis=1))
+        figures[kind] = [
+            [float(n), float(e)] for n, e in zip(steps, errors, strict=True)
+        ]
+        first = 1 if kind == "adaptive" else 0  # the longest steps are cut at 1
+        order, interval = _order(steps[first:], squares[first:])
+        figures |= {f"order {kind}": order, f"order {kind} interval": interval}
+    at = lambda kind, n: np.exp(
+        np.interp(np.log(n), *np.log(np.asarray(figures[kind])).T)
+    )
+    if setting.sigma == MEDIUM.sigma:
+        figures["gain at 520"] = float(at("constant", 520) / at("adaptive", 520))
+        last = float(at("constant, at the end", 520) / at("adaptive", 520))
+        figures["gain at 520, both at the end"] = last
+    figures["beside published"] = {
+        kind: [
+            [n, error, float(at(kind, n))] for n, error in PUBLISHED[name][kind].items()
+        ]
+        for kind in ("constant", "adaptive")
+    }
+    return figures
+
+
+def _constant(cir, scheme, setting, keys) -> dict[str, tuple]:
+    """Squared errors at the worst time of the coarsest grid, and at the end."""
+    levels = setting.constant
+    times = jnp.linspace(0.0, END, 2 ** levels[0] + 1)
+    chunk = min(len(keys), 500)
+    run = lambda n: _ensemble(
+        _solve(cir, scheme, dfx.ConstantStepSize(), END / 2**n, times), keys, chunk
+    )[0]
+    exact = run(levels[-1] + 2)
+    worst, last = [], []
+    for n in levels:
+        off = np.abs(run(n) - exact)
+        worst.append(off.max(axis=1) ** 2)
+        last.append(off[:, -1] ** 2)
+    steps = [2.0**n for n in levels]
+    return {
+        "constant": (steps, np.stack(worst)),
+        "constant, at the end": (steps, np.stack(last)),
+    }
+
+
+def _adaptive(cir, scheme, setting, keys) -> tuple[tuple, float]:
+    """Squared errors at the end; steps tried over steps accepted."""
+    levels = setting.adaptive
+    run = lambda n: _ensemble(
+        _solve(cir, scheme, px.solvers.CIRController(2.0**-n), None, jnp.array([END])),
+        keys,
+        setting.chunk,
+    )
+    exact = run(levels[-1] + 2)[0]
+    steps, tried, squares = [], [], []
+    for n in levels:
+        found, accepted, every = run(n)
+        steps.append(float(accepted))
+        tried.append(float(every / accepted))
+        squares.append((found - exact)[:, -1] ** 2)
+    return (steps, np.stack(squares)), float(np.mean(tried))
+
+
+def strong_cases(config: Config) -> list[Case]:
+    """Medium volatility by both schemes; high volatility as well in a full run."""
+    settings = {"medium": MEDIUM_FAST if config.fast else MEDIUM}
+    paths = {"medium": 1_000 if config.fast else 5_000}
+    if not config.fast:
+        settings["high"], paths["high"] = HIGH, 1_000
+    return [
+        _case(f"{volatility}/{scheme}", setting, paths[volatility])
+        for volatility, setting in settings.items()
+        for scheme in ("HOStS", "DIE")
+    ]
+
+
+def _case(name: str, setting: Setting, paths: int) -> Case:
+    return Case(
+        name=name,
+        parameters={**setting._asdict(), "paths": paths},
+        measure=lambda _: _measure(name, setting, paths),
+    )
