@@ -1,0 +1,67 @@
+"""The subject of the Cox-Ingersoll-Ross process: well formed, and its sums are right."""
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import cir
+from benchmarks._case import Config
+from benchmarks._report import Results
+from benchmarks.cir import _strong
+from benchmarks.cir._report import sections
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_it():
+    """Benchmarks run under JAX's own defaults."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_names_and_keys():
+    for config in (Config(), Config(fast=True)):
+        names = [case.name for case in cir.cases(config)]
+        assert len(set(names)) == len(names)
+        assert {"medium/HOStS", "medium/DIE", "bond/calm"} <= set(names)
+    keys = {"order_constant", "order_adaptive", "error_gain_at_520"}
+    assert cir.headline({}) == dict.fromkeys(keys)
+
+
+def test_slopes_and_intervals():
+    """Of errors that fall with a known power, each path with its own constant."""
+    rng = np.random.default_rng(0)
+    steps = [2.0**n for n in range(3, 9)]
+    squares = np.stack([n**-1.5 * rng.exponential(size=2000) for n in steps])
+    order, (low, high) = _strong._order(steps, squares)
+    assert low < order < high
+    assert abs(order - 0.75) < 0.03
+    assert high - low < 0.1
+
+
+@pytest.fixture(scope="module")
+def small():
+    setting = _strong.Setting(1.5, (3, 5), (0, 2, 3), 16)
+    return _strong._measure("medium/HOStS", setting, 16)
+
+
+@pytest.mark.slow
+def test_a_small_run(small, tmp_path):
+    """Shorter steps are better, and the tables hold what was measured."""
+    for kind in ("constant", "constant, at the end", "adaptive"):
+        steps, errors = np.transpose(small[kind])
+        assert steps[-1] > steps[0]
+        assert errors[-1] < errors[0]
+    data = {
+        "cases": {
+            "medium/HOStS": {
+                "status": "ok",
+                "parameters": {"paths": 16},
+                "figures": small,
+            }
+        }
+    }
+    text = "\n".join(sections(Results("cir", "cpu", data), tmp_path))
+    assert "medium/HOStS" in text
+    assert "flatters" in text
+    assert list(tmp_path.glob("*.svg"))
+    assert sections(Results("cir", "cpu", {"cases": {}}), tmp_path) == []
