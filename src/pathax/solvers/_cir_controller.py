@@ -1,13 +1,16 @@
 """Steps for the Cox-Ingersoll-Ross process, shorter the closer it is to zero."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 
-class CIRController(dfx.AbstractStepSizeController):
+class CIRController(dfx.AbstractAdaptiveStepSizeController):
     r"""Chooses steps by where the process is: short where the root is not smooth.
 
     $$h(x) = \min \bigl( \max ( (c \, x^+)^{2/3}, h_{\min} ), \; h_{\max} \bigr)$$
@@ -17,17 +20,21 @@ class CIRController(dfx.AbstractStepSizeController):
     tried again with that `h`. No estimate of the error is needed.
 
     The end of a rejected step may be passed over afterwards, which is safe for noise
-    that commutes, as of this process.
+    that commutes, as of this process; inside of [`pathax.solvers.DyadicController`][]
+    it is not. With `accept=None` nothing is rejected: a step then depends on nothing
+    but the state at its start.
 
     **Arguments:**
 
     - `tolerance`: `c`. Halve it to halve the error, or better.
     - `dtmin`, `dtmax`: the shortest and the longest step.
+    - `accept`: the factor 1.1, or another one above 1, or `None`.
 
     Independent copies in one state, of a shape `(n,)`, take the step of the one that
     is smallest; under `jax.vmap` each takes its own.
 
-    **Raises:** `ValueError` for a tolerance that is not positive or `dtmin > dtmax`.
+    **Raises:** `ValueError` for a tolerance that is not positive, `dtmin > dtmax`, or
+    `accept <= 1`, by which a step would be tried over and over.
 
     **Cost:** a power a step.
 
@@ -48,23 +55,48 @@ class CIRController(dfx.AbstractStepSizeController):
     """
 
     tolerance: Any
-    dtmin: float = 2**-15
-    dtmax: float = 1.0
+    dtmin: float
+    dtmax: float
+    accept: float | None = eqx.field(static=True)
 
-    def __check_init__(self):
-        number = isinstance(self.tolerance, float | int)
-        if number and not self.tolerance > 0:
-            raise ValueError(f"`tolerance` must be positive; got {self.tolerance}.")
-        if not 0 < self.dtmin <= self.dtmax:
+    def __init__(
+        self,
+        tolerance: Any,
+        dtmin: float = 2**-15,
+        dtmax: float = 1.0,
+        accept: float | None = 1.1,
+    ):
+        if isinstance(tolerance, float | int) and not tolerance > 0:
+            raise ValueError(f"`tolerance` must be positive; got {tolerance}.")
+        if not 0 < dtmin <= dtmax:
             raise ValueError(
                 "`dtmin` must be positive and at most `dtmax`; got "
-                f"{self.dtmin} and {self.dtmax}."
+                f"{dtmin} and {dtmax}."
             )
+        if accept is not None and not accept > 1:
+            raise ValueError(
+                f"`accept` must be above 1, or None to accept every step; got {accept}."
+            )
+        self.tolerance, self.dtmin, self.dtmax = tolerance, dtmin, dtmax
+        self.accept = accept
+
+    @property
+    def rtol(self) -> Any:
+        return self.tolerance
+
+    @property
+    def atol(self) -> Any:
+        return self.tolerance
+
+    @property
+    def norm(self) -> Callable:
+        return lambda x: jnp.max(jnp.abs(x))
 
     def desired(self, x: Any) -> Array:
         """The step from a state, or from the smallest of several."""
         x = jnp.min(jnp.maximum(jnp.asarray(x, float), 0))
-        return jnp.clip((self.tolerance * x) ** (2 / 3), self.dtmin, self.dtmax)
+        step = jnp.clip((self.tolerance * x) ** (2 / 3), self.dtmin, self.dtmax)
+        return jax.lax.stop_gradient(step)  # the power has none at zero
 
     def wrap(self, direction: Any) -> "CIRController":
         """As for every controller; the rule is the same in both directions."""
@@ -79,9 +111,12 @@ class CIRController(dfx.AbstractStepSizeController):
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ) -> Any:
         """Accept what is not much longer than what either end asks for."""
-        of_both = jnp.minimum(self.desired(y0), self.desired(y1_candidate))
-        keep = t1 - t0 < 1.1 * of_both
-        step = jnp.where(keep, self.desired(y1_candidate), of_both)
+        after = self.desired(y1_candidate)
+        of_both = jnp.minimum(self.desired(y0), after)
+        keep = jnp.array(True)
+        if self.accept is not None:
+            keep = t1 - t0 < self.accept * of_both
+        step = jnp.where(keep, after, of_both)
         begin = jnp.where(keep, t1, t0)
         end = begin + step.astype(begin.dtype)
         return keep, begin, end, jnp.array(False), None, dfx.RESULTS.successful

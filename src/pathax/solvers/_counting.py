@@ -205,7 +205,7 @@ class CountingSolver(AbstractTransparentSolver):
         )
         made = _integers(made)
         state = CountingState(inner, add(solver_state.accepted, made), self.adaptive)
-        if self.adaptive and error is not None:
+        if self.adaptive:  # also where there is no estimate of the error
             error = Reported(error, _as_floats(made))
         return y1, error, dense_info, state, result
 

@@ -31,13 +31,14 @@ class DriftImplicitEuler(dfx.AbstractItoSolver):
 
     Strong order 1 if `sigma^2 < a b`, and less the closer the process comes to zero.
 
-    **Raises:** nothing of its own.
+    **Raises:** `TypeError` if `cir` is not a `CIR`.
 
     **Cost:** one square root and one query a step.
 
     **Gradients:** of any order where the root is not zero.
 
-    **Precision:** that of the state.
+    **Precision:** that of the state; where the sum in the numerator would cancel, it is
+    the product of the roots that is used.
 
     **Reference:** Alfonsi, "Strong order one convergence of a drift implicit Euler
     scheme", Statist. Probab. Lett. 83 (2013); Dereich, Neuenkirch, Szpruch, "An
@@ -61,6 +62,13 @@ class DriftImplicitEuler(dfx.AbstractItoSolver):
     term_structure = dfx.MultiTerm[tuple[dfx.AbstractTerm, dfx.AbstractTerm]]
     interpolation_cls = dfx.LocalLinearInterpolation
 
+    def __check_init__(self):
+        if not isinstance(self.cir, CIR):
+            raise TypeError(
+                f"`cir` must be a `pathax.solvers.CIR`; got {type(self.cir).__name__}. "
+                "Write `DriftImplicitEuler(CIR(a, b, sigma))`."
+            )
+
     def order(self, terms: PyTree) -> int:
         return 1
 
@@ -83,9 +91,14 @@ class DriftImplicitEuler(dfx.AbstractItoSolver):
         """One step of the solver."""
         a, sigma, h = self.cir.a, self.cir.sigma, t1 - t0
         shift = a * self.cir.b - sigma**2 / 4  # a times the level of Stratonovich
-        moved = solver_state + sigma / 2 * terms.terms[1].contr(t0, t1)
+        kept = jnp.where(made_jump, _root(y0), solver_state)
+        moved = kept + sigma / 2 * terms.terms[1].contr(t0, t1)
         below = 2 + a * h
-        root = (moved + _root(moved**2 + below * shift * h)) / below
+        spread = _root(moved**2 + below * shift * h)
+        # Below zero, the sum is the difference of numbers that are close.
+        cancels = (moved < 0) & (spread > 0)
+        other = shift * h / jnp.where(cancels, spread - moved, 1)
+        root = jnp.where(cancels, other, (moved + spread) / below)
         y1 = jnp.square(root)
         return y1, None, {"y0": y0, "y1": y1}, root, dfx.RESULTS.successful
 

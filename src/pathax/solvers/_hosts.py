@@ -50,7 +50,7 @@ class HOStS(dfx.AbstractStratonovichSolver):
     There is no estimate of the error: take constant steps, a
     [`pathax.solvers.CIRController`][], or `diffrax.HalfSolver`.
 
-    **Raises:** `ValueError` from Diffrax for a path without a space-time area.
+    **Raises:** `TypeError` for a path without a space-time area.
 
     **Cost:** three flows of the drift and two of the noise, one query.
 
@@ -120,6 +120,12 @@ class HOStS(dfx.AbstractStratonovichSolver):
         drift, noise = terms.terms
         h = t1 - t0
         increment = noise.contr(t0, t1, use_levy=True)
+        if not isinstance(increment, dfx.AbstractSpaceTimeLevyArea):
+            raise TypeError(
+                "HOStS needs the space-time area of its noise; the control of the last "
+                f"term gives a {type(increment).__name__}. Write "
+                "`VirtualBrownianTree(..., levy_area=diffrax.SpaceTimeLevyArea)`."
+            )
         early = t0 + _OUTER * h
         late = early + _INNER * h
         first, second = _halves(increment)
