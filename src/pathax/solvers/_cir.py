@@ -23,6 +23,9 @@ class CIR(eqx.Module):
     - `a`, `b`, `sigma`: speed of reversion, level, volatility. Numbers or arrays, of
       one shape with the state.
 
+    **Raises:** `ValueError` from `terms` for a form that is neither, or a path whose
+    shape is neither `()` nor `(n,)`.
+
     **Cost:** a square root for each flow of the noise.
 
     **Gradients:** in state and parameters; at zero, the square root's is set to zero.
