@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from .._report import Results, number, table
+from .._report import Results, new_plot, number, save_plot, table
 
 
 def sections(results: Results, folder: Path) -> list[str]:
     """Markdown of all families that were run."""
-    del folder
     parts = [
         ("A network, refined", _network(results)),
-        ("Residual and error", _estimator(results)),
+        ("Residual and error", _estimator(results, folder)),
         ("Decaying turbulence", _turbulence(results)),
         ("Beside solvers", _solvers(results)),
         ("Parameters from noisy frames", _inverse(results)),
@@ -50,7 +49,7 @@ def _network(results: Results) -> list[str]:
     return [note, table(["", "error", "range"], rows)]
 
 
-def _estimator(results: Results) -> list[str]:
+def _estimator(results: Results, folder: Path) -> list[str]:
     found = _figures(results, "estimator/forced flow")
     if not found:
         return []
@@ -59,7 +58,11 @@ def _estimator(results: Results) -> list[str]:
         "the rank correlation of the estimated residual and the true error is "
         f"**{number(found['spearman'])}**."
     )
-    return [note]
+    figure, axes = new_plot(4.5, 3.4)
+    axes.loglog(found["errors"], found["etas"], ".")
+    axes.set(xlabel="relative error", ylabel="residual, the estimate")
+    file = save_plot(figure, folder, f"benchmarks_refinement_{results.device}_estimate")
+    return [note, f"![Residual and error](generated/{file})"]
 
 
 def _turbulence(results: Results) -> list[str]:

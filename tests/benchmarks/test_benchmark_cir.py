@@ -1,4 +1,4 @@
-"""The subject of the Cox-Ingersoll-Ross process: well formed, and its sums are right."""
+"""The subject `cir`: well formed, and its sums are right."""
 
 import jax
 import numpy as np

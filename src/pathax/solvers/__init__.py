@@ -10,12 +10,16 @@ from ._counting import (
 )
 from ._drift_implicit_euler import DriftImplicitEuler as DriftImplicitEuler
 from ._evaluations import Evaluations as Evaluations
+from ._exponential_euler import ExponentialEuler as ExponentialEuler
 from ._hosts import HOStS as HOStS
 from ._log_ode import LogODE as LogODE
 from ._no_skip import DyadicController as DyadicController
+from ._quicsort import QUICSORT as QUICSORT
+from ._should import ShOULD as ShOULD
+from ._ubu import UBU as UBU
 
 
-__all__ = [
+__all__ = [  # noqa: RUF022 -- sorted as by `sorted`
     "CIR",
     "CIRController",
     "Counted",
@@ -23,8 +27,12 @@ __all__ = [
     "DyadicController",
     "EvaluationCounts",
     "Evaluations",
+    "ExponentialEuler",
     "HOStS",
     "LogODE",
+    "QUICSORT",
+    "ShOULD",
+    "UBU",
     "counting",
     "evaluations",
 ]

@@ -115,6 +115,8 @@ def evaluations_of_step(
 
 def evaluations_of_init(solver: Any, terms: PyTree) -> Evaluations:
     """Those made before the first step."""
+    if hasattr(solver, "evaluations_of_init"):
+        return solver.evaluations_of_init(terms)
     if isinstance(solver, dfx.AbstractSRK) and solver.tableau.is_additive_noise():
         return Evaluations(diffusion=1)  # to check that it doesn't depend on the state
     if type(solver) not in _KEEP_THE_FIELD:
