@@ -1,7 +1,6 @@
 """The package as installed: version, typing marker, cost and cleanliness of import."""
 
 import importlib.resources
-import statistics
 import subprocess
 import sys
 import tomllib
@@ -32,13 +31,13 @@ def test_ships_its_types():
 
 
 def test_import_is_cheap():
-    """In processor time, as other tests run beside this one."""
+    """In processor time, the least of several: other tests run beside this one."""
     code = (
         "import time, diffrax; t = time.process_time(); import pathax; "
         "print(time.process_time() - t)"
     )
-    seconds = [float(_python(code)) for _ in range(3)]
-    assert statistics.median(seconds) <= IMPORT_BUDGET, seconds
+    seconds = [float(_python(code)) for _ in range(5)]
+    assert min(seconds) <= IMPORT_BUDGET, seconds
 
 
 def test_import_brings_no_extras():

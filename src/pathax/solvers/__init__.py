@@ -19,7 +19,7 @@ from ._should import ShOULD as ShOULD
 from ._ubu import UBU as UBU
 
 
-__all__ = [  # noqa: RUF022 -- sorted as by `sorted`
+__all__ = [  # noqa: RUF022  (plain order)
     "CIR",
     "CIRController",
     "Counted",
