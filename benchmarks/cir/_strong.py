@@ -17,17 +17,18 @@ SEED = 5678
 
 
 class Setting(NamedTuple):
-    """Which steps are tried; references are two levels finer than the last."""
+    """Which steps are tried, and those of the references, as published."""
 
     sigma: float
     constant: tuple[int, ...]  # 2^n steps
     adaptive: tuple[int, ...]  # tolerances 2^-n
+    exact: tuple[int, int]  # the exponents of both for the references
     chunk: int  # paths that take their adaptive steps together
 
 
-MEDIUM = Setting(1.5, tuple(range(3, 11)), tuple(range(9)), 100)
-MEDIUM_FAST = Setting(1.5, tuple(range(3, 10)), tuple(range(9)), 100)
-HIGH = Setting(2.2, tuple(range(5, 12)), tuple(range(1, 7)), 25)
+MEDIUM = Setting(1.5, tuple(range(3, 12)), tuple(range(9)), (13, 12), 100)
+MEDIUM_FAST = Setting(1.5, tuple(range(3, 10)), tuple(range(9)), (13, 12), 100)
+HIGH = Setting(2.2, tuple(range(5, 12)), tuple(range(1, 7)), (14, 11), 25)
 
 # Steps and errors of the published runs, 50,000 paths.
 PUBLISHED = {
@@ -146,7 +147,7 @@ def _constant(cir, scheme, setting, keys) -> dict[str, tuple]:
     run = lambda n: _ensemble(
         _solve(cir, scheme, dfx.ConstantStepSize(), END / 2**n, times), keys, chunk
     )[0]
-    exact = run(levels[-1] + 2)
+    exact = run(setting.exact[0])
     worst, last = [], []
     for n in levels:
         off = np.abs(run(n) - exact)
@@ -167,7 +168,7 @@ def _adaptive(cir, scheme, setting, keys) -> tuple[tuple, float]:
         keys,
         setting.chunk,
     )
-    exact = run(levels[-1] + 2)[0]
+    exact = run(setting.exact[1])[0]
     steps, tried, squares = [], [], []
     for n in levels:
         found, accepted, every = run(n)
@@ -180,9 +181,9 @@ def _adaptive(cir, scheme, setting, keys) -> tuple[tuple, float]:
 def strong_cases(config: Config) -> list[Case]:
     """Medium volatility by both schemes; high volatility as well in a full run."""
     settings = {"medium": MEDIUM_FAST if config.fast else MEDIUM}
-    paths = {"medium": 1_000 if config.fast else 5_000}
+    paths = {"medium": 1_000 if config.fast else 2_000}
     if not config.fast:
-        settings["high"], paths["high"] = HIGH, 1_000
+        settings["high"], paths["high"] = HIGH, 250
     return [
         _case(f"{volatility}/{scheme}", setting, paths[volatility])
         for volatility, setting in settings.items()

@@ -40,7 +40,7 @@ def test_slopes_and_intervals():
 
 @pytest.fixture(scope="module")
 def small():
-    setting = _strong.Setting(1.5, (3, 5), (0, 2, 3), 16)
+    setting = _strong.Setting(1.5, (3, 5), (0, 2, 3), (7, 5), 16)
     return _strong._measure("medium/HOStS", setting, 16)
 
 
