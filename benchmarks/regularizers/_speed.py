@@ -4,12 +4,11 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import pathax as px
 
 from .._case import Case, Config, Contender
-from ._tasks import METHODS, TASKS, make
+from ._tasks import TASKS, Model, loss_of
 
 
 def _solve(penalties: dict | None):
@@ -60,8 +59,9 @@ def _step(method: str):
     """A gradient of the loss on digits."""
 
     def contender():
-        penalty = METHODS[method][0]
-        model, loss, (x, y), _ = make(TASKS["digits"], penalty, 0)
+        task = TASKS["digits"]._replace(hidden=100)
+        model, loss = Model(task, jax.random.key(0)), loss_of(task, method)
+        x, y = task.load(0).train
         params, static = eqx.partition(model, eqx.is_inexact_array)
 
         def gradient(params, batch):
@@ -73,7 +73,7 @@ def _step(method: str):
             )[0]
             return jax.grad(objective)(params)
 
-        return gradient, (params, (np.array(x[:128]), np.array(y[:128])))
+        return gradient, (params, (x[: task.batch], y[: task.batch]))
 
     return contender
 
@@ -81,7 +81,7 @@ def _step(method: str):
 def speed_cases(config: Config) -> list[Case]:
     """Overheads, of contenders that take turns."""
     names = {"global": "error", "cost": "step cost"}
-    names |= {"local": "local", "published": "published"}
+    names |= {"local": "local", "published": "published local"}
     return [
         Case(
             "overhead/solve",

@@ -1,72 +1,202 @@
-"""Paired runs: the same seeds with and without a penalty."""
+"""Paired runs: the same seeds with and without a penalty, for a choice of weights."""
 
 import functools
 import time
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import pathax as px
 
 from .._case import Case, Config
-from ._tasks import METHODS, TASKS, make
+from ._tasks import (
+    TASKS,
+    Model,
+    Task,
+    arguments,
+    loss_of,
+    padded,
+    solve,
+    solver_of,
+    weights_of,
+)
 
 
-def _predict_seconds(predict, model, x) -> float:
-    times = []
-    for _ in range(21):
-        start = time.perf_counter()
-        jax.block_until_ready(predict(model, x))
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+OPTIMIZERS = {
+    "adamw": optax.adamw,
+    "soap": px.optimizers.soap,
+    "shampoo": px.optimizers.shampoo,
+}
+# A weight may cost half a point of accuracy on the data it is chosen by.
+ALLOWED = 0.005
+
+
+class Setting(NamedTuple):
+    """What the runs of a table share."""
+
+    task: str
+    optimizer: str
+    seeds: int
+    steps: int
+    weights: int
+
+
+def _stack(parts: list) -> Any:
+    return jax.tree.map(lambda *x: np.stack(x), *parts)
+
+
+@functools.cache
+def _data(setting: Setting) -> tuple:
+    """All parts and the order of the batches, along an axis of seeds."""
+    task, parts, orders = TASKS[setting.task], [], []
+    for seed in range(setting.seeds):
+        data = task.load(seed)
+        parts.append(type(data)(*((padded(task, x), y) for x, y in data)))
+        count, rng = len(data.train[0]), np.random.default_rng(seed)
+        epochs = -(-setting.steps * task.batch // count)
+        order = np.concatenate([rng.permutation(count) for _ in range(epochs)])
+        order = order[: setting.steps * task.batch]
+        orders.append(order.reshape(setting.steps, task.batch).astype(np.int32))
+    return _stack(parts), np.stack(orders)
+
+
+def _trainer(setting: Setting, method: str):
+    """From a seed's key, data and order, and a weight, to parameters."""
+    task, steps = TASKS[setting.task], setting.steps
+    rate = optax.cosine_decay_schedule(task.learning_rate, steps)
+    optimizer = OPTIMIZERS[setting.optimizer](rate)
+    loss = loss_of(task, method)
+
+    def train(key, data, order, weight):
+        model = Model(task, key)
+        # The penalty comes in over the second third of training.
+        ramp = lambda step: weight * jnp.clip(3 * step / steps - 1, 0.0, 1.0)
+        options = {"penalty": weight if method == "steer" else ramp}
+        state = px.training.init_state(model, optimizer, key, options)
+        step = px.training.train_step(
+            model, loss, optimizer, has_aux=True, weights=options, nan="skip"
+        )
+
+        def one(state, rows):
+            return step(state, (data[0][rows], data[1][rows]))
+
+        state, metrics = jax.lax.scan(one, state, order)
+        return state.params, state.bad_steps, metrics["evaluations"].mean()
+
+    of_weights = jax.vmap(train, (None, None, None, 0))
+    return jax.jit(jax.vmap(of_weights, (0, 0, 0, None)))
+
+
+def _whole(task: Task, params: Any) -> Model:
+    model = Model(task, jax.random.key(0))
+    return eqx.combine(params, eqx.filter(model, eqx.is_inexact_array, inverse=True))
+
+
+@functools.cache
+def _predictor(name: str, tolerance: float, solver: str | None):
+    """Evaluations and accuracy, of one set of parameters."""
+    task = TASKS[name]
+    chosen = getattr(dfx, solver)() if solver else None
+
+    def predict(params, x, y):
+        model, key = _whole(task, params), jax.random.key(7)
+        options = {"tolerance": task.tolerance * tolerance, "solver": chosen}
+        logits, record = solve(task, model, {}, x, key, **options)
+        right = jnp.mean((jnp.argmax(logits, 1) == y).astype(jnp.float32))
+        return record.evaluations.total.drift, right, logits
+
+    return predict
+
+
+@functools.cache
+def _of_all(name: str):
+    predict = _predictor(name, 1.0, None)
+    short = lambda *args: predict(*args)[:2]
+    # One after the other: none waits for the one that takes the most steps.
+    lanes = lambda params, x, y: jax.lax.map(lambda p: short(p, x, y), params)
+    return jax.jit(lanes)
+
+
+@functools.cache
+def _one(name: str, tolerance: float, solver: str | None):
+    return jax.jit(_predictor(name, tolerance, solver))
+
+
+@functools.cache
+def _bare(name: str):
+    """A prediction by Diffrax alone, to be timed and compared."""
+    task = TASKS[name]
+
+    def predict(params, x):
+        model, (noise, _) = _whole(task, params), jax.random.split(jax.random.key(7))
+        position, options = arguments(task, x, task.tolerance)
+        terms = model.terms(x, noise)
+        return model.logits(
+            dfx.diffeqsolve(terms, solver_of(task), *position, **options)
+        )
+
+    return jax.jit(predict)
 
 
 @functools.cache  # the plain runs are shared by all methods
-def run(name: str, method: str, seed: int, steps: int) -> dict[str, float]:
-    """Accuracy and evaluations on test data, and times, of one trained model."""
-    task, (penalty, weights) = TASKS[name], METHODS[method]
-    model, loss, data, (x, y) = make(task, penalty, seed)
-    # The penalty comes in over the first third of training.
-    ramp = optax.linear_schedule(0.0, weights[name], steps // 3)
+def lanes(setting: Setting, method: str) -> dict[str, Any]:
+    """All seeds and weights of a method, trained at once; and what they come to."""
+    data, orders = _data(setting)
+    grid = weights_of(TASKS[setting.task], method)[: setting.weights]
+    weights = np.asarray(grid, np.float32)
+    keys = jax.random.split(jax.random.key(0), setting.seeds)
     start = time.perf_counter()
-    result = px.training.fit(
-        model,
-        loss,
-        px.training.Batches(data, task.batch, seed=seed),
-        optax.adam(task.learning_rate),
-        steps=steps,
-        key=jax.random.key(seed),
-        has_aux=True,
-        weights={"penalty": ramp},
-        nan="skip",
-        log_every=steps,
-        progress=False,
-    )
-    seconds = time.perf_counter() - start
-    found = {"train_s": seconds, "bad_steps": float(result.state.bad_steps)}
-    others = {
-        "": (task.tolerance, None),
-        "_tight": (task.tolerance / 10, None),
-        "_dopri5": (task.tolerance, dfx.Dopri5()),
+    out = _trainer(setting, method)(keys, data.train, orders, weights)
+    params, bad, evaluations = jax.block_until_ready(out)
+    found: dict[str, Any] = {
+        "params": params,
+        "weights": weights,
+        "bad_steps": np.asarray(bad),
+        "train_evaluations": np.asarray(evaluations),
+        "seconds": time.perf_counter() - start,
     }
-    for suffix, (tolerance, solver) in others.items():
-        predict = eqx.filter_jit(
-            lambda model, x, tolerance=tolerance, solver=solver: model(
-                x, {}, None, tolerance=tolerance, solver=solver
+    for part in ("validation", "test"):
+        values = [
+            _of_all(setting.task)(
+                jax.tree.map(lambda p, s=seed: p[s], params),
+                *(z[seed] for z in getattr(data, part)),
             )
-        )
-        logits, record = predict(result.model, x)
-        found[f"evaluations{suffix}"] = float(record.evaluations.total.drift)
-        found[f"accuracy{suffix}"] = float(np.mean(np.argmax(logits, 1) == y))
-        if not suffix:
-            found["predict_s"] = _predict_seconds(predict, result.model, x)
+            for seed in range(setting.seeds)
+        ]
+        found[part] = [np.asarray(v, np.float64) for v in zip(*values, strict=True)]
     return found
 
 
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+def choose(found: dict, plain: dict) -> int:
+    """The weight with the fewest evaluations that is accurate enough, on validation."""
+    evaluations, accuracy = (x.mean(0) for x in found["validation"])
+    enough = accuracy >= plain["validation"][1].mean() - ALLOWED
+    if not enough.any():
+        return int(np.argmax(accuracy))
+    return int(np.argmin(np.where(enough, evaluations, np.inf)))
+
+
+def _timed(name: str, pairs: list, x: np.ndarray) -> list[float]:
+    """Time of a prediction over that of its twin, taken in turns."""
+    predict, ratios = _bare(name), []
+    for seed, pair in enumerate(pairs):
+        times: list[list[float]] = [[], []]
+        for _ in range(21):
+            for params, kept in zip(pair, times, strict=True):
+                start = time.perf_counter()
+                jax.block_until_ready(predict(params, x[seed]))
+                kept.append(time.perf_counter() - start)
+        plain, own = (float(np.median(kept[1:])) for kept in times)
+        ratios.append(own / plain)
+    return ratios
+
+
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
     """A 95% interval of the mean over seeds."""
     rng = np.random.default_rng(0)
     means = rng.choice(values, (10_000, len(values))).mean(1)
@@ -74,44 +204,98 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _paired(name: str, method: str, seeds: int, steps: int) -> dict:
-    pairs = [
-        (run(name, "plain", seed, steps), run(name, method, seed, steps))
-        for seed in range(seeds)
-    ]
-    ratio = lambda key: np.log([with_[key] / bare[key] for bare, with_ in pairs])
-    change = np.array([w["accuracy"] - b["accuracy"] for b, w in pairs]) * 100
-    low, high = np.exp(_bootstrap(ratio("evaluations")))
-    figures = {
-        "nfe_ratio": float(np.exp(ratio("evaluations").mean())),
+def _paired(setting: Setting, method: str) -> dict:
+    plain, found = lanes(setting, "plain"), lanes(setting, method)
+    at = choose(found, plain)
+    seeds = range(setting.seeds)
+    take = lambda tree, s, w: jax.tree.map(lambda p: p[s, w], tree)
+    pairs = [(take(plain["params"], s, 0), take(found["params"], s, at)) for s in seeds]
+    (x, y), name = _data(setting)[0].test, setting.task
+    other = "SPaRK" if TASKS[name].noise else "Dopri5"
+    logs = {"": np.log(found["test"][0][:, at] / plain["test"][0][:, 0])}
+    agree, same, loose = [], [], []
+    for suffix, options in {"_tight": (0.1, None), "_other": (1.0, other)}.items():
+        predict = _one(name, *options)
+        count = lambda p, s, predict=predict: float(predict(p, x[s], y[s])[0])
+        logs[suffix] = np.log(
+            [count(b, s) / count(a, s) for s, (a, b) in enumerate(pairs)]
+        )
+    for s, (before, after) in enumerate(pairs):
+        classes = lambda out: np.argmax(np.asarray(out[2]), 1)
+        here = _one(name, 1.0, None)(after, x[s], y[s])
+        there = _one(name, 0.1, None)(after, x[s], y[s])
+        agree.append(np.mean(classes(here) == classes(there)))
+        same.append(np.max(np.abs(np.asarray(here[2]) - _bare(name)(after, x[s]))))
+        loose.append(_one(name, 10.0, None)(before, x[s], y[s])[:2])
+    change = (found["test"][1][:, at] - plain["test"][1][:, 0]) * 100
+    low, high = np.exp(bootstrap(logs[""]))
+    loose = np.asarray(loose, np.float64)
+    return {
+        "weight": float(found["weights"][at]),
+        "nfe_plain": float(plain["test"][0].mean()),
+        "nfe_ratio": float(np.exp(logs[""].mean())),
         "nfe_ratio_lower95": float(low),
         "nfe_ratio_upper95": float(high),
-        "nfe_ratio_tight": float(np.exp(ratio("evaluations_tight").mean())),
-        "nfe_ratio_dopri5": float(np.exp(ratio("evaluations_dopri5").mean())),
-        "predict_time_ratio": float(np.exp(ratio("predict_s").mean())),
-        "accuracy_plain": float(np.mean([b["accuracy"] for b, _ in pairs])),
+        "nfe_ratio_tight": float(np.exp(logs["_tight"].mean())),
+        "nfe_ratio_other_solver": float(np.exp(logs["_other"].mean())),
+        "nfe_ratio_train": float(
+            found["train_evaluations"][:, at].mean() / plain["train_evaluations"].mean()
+        ),
+        "predict_time_ratio": float(np.median(_timed(name, pairs, x))),
+        "accuracy_plain": float(plain["test"][1].mean()),
         "accuracy_change_pt": float(change.mean()),
-        "accuracy_change_lower95_pt": _bootstrap(change)[0],
-        "nfe_plain": float(np.mean([b["evaluations"] for b, _ in pairs])),
-        "seeds": seeds,
-        "bad_steps": sum(w["bad_steps"] for _, w in pairs),
+        "accuracy_change_lower95_pt": bootstrap(change)[0],
+        "agreement_tight": float(np.mean(agree)),
+        "difference_to_bare": float(np.max(same)),
+        "loose_nfe_ratio": float(loose[:, 0].mean() / plain["test"][0].mean()),
+        "loose_accuracy_change_pt": float(
+            (loose[:, 1].mean() - plain["test"][1].mean()) * 100
+        ),
+        "bad_steps": int(found["bad_steps"][:, at].sum()),
+        "seconds": found["seconds"],
+        "weights": found["weights"].tolist(),
+        "plain": [x[:, 0].tolist() for x in plain["test"]],
+        "validation": [x.tolist() for x in found["validation"]],
+        "test": [x.tolist() for x in found["test"]],
     }
-    return {**figures, "runs": [list(pair) for pair in pairs]}
 
 
 def training_cases(config: Config) -> list[Case]:
     """Each method beside none, on each task."""
-    seeds, steps = (2, 300) if config.fast else (5, 600)
-    methods = ("error", "step cost") if config.fast else list(METHODS)[1:]
-    return [
-        Case(
-            f"train/{task},{method}",
-            {"steps": steps, "seeds": seeds, "weight": METHODS[method][1][task]},
-            measure=lambda _, task=task, method=method: _paired(
-                task, method, seeds, steps
-            ),
-            packages=("scikit-learn",),
-        )
-        for task in TASKS
-        for method in methods
-    ]
+    out = []
+
+    def add(methods, task, optimizer="adamw", **options):
+        setting = Setting(task, optimizer, **options)
+        for method in methods:
+            parts = (task, method) + (optimizer,) * (optimizer != "adamw")
+            out.append(
+                Case(
+                    f"train/{','.join(parts)}",
+                    {**setting._asdict(), "grid": weights_of(TASKS[task], method)},
+                    measure=lambda _, s=setting, m=method: _paired(s, m),
+                    packages=("scikit-learn",),
+                    revision=2,
+                )
+            )
+
+    if config.fast:
+        few = {"seeds": 2, "steps": 150, "weights": 2}
+        for task in ("spirals", "digits"):
+            add(("step cost", "local", "error"), task, **few)
+        return out
+    full = {"seeds": 5, "steps": 400, "weights": 3}
+    long = {**full, "steps": 1000}
+    tasks = {"digits": full, "mnist": full, "spirals": long}
+    groups = (("step cost", "error", "local"), ("published local", "steer", "taynode"))
+    for task in ("digits", "mnist"):
+        add(groups[0], task, **full)
+    add(groups[1], "digits", **full)
+    for optimizer in ("soap", "shampoo"):
+        add(("step cost",), "digits", optimizer, **full)
+    add(groups[0], "spirals", **long)
+    add(groups[1], "mnist", **full)
+    add(groups[0], "digits-sde", **full)
+    for task, options in tasks.items():
+        add(("rnode",), task, **options)
+    add(groups[1], "spirals", **long)
+    return out
