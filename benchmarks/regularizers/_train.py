@@ -283,13 +283,13 @@ def training_cases(config: Config) -> list[Case]:
         for task in ("spirals", "digits"):
             add(("step cost", "local", "error"), task, **few)
         return out
-    full = {"seeds": 5, "steps": 400, "weights": 3}
-    long = {**full, "steps": 1000}
+    full = {"seeds": 5, "steps": 300, "weights": 3}
+    long = {**full, "steps": 800}
     tasks = {"digits": full, "mnist": full, "spirals": long}
     groups = (("step cost", "error", "local"), ("published local", "steer", "taynode"))
-    for task in ("digits", "mnist"):
-        add(groups[0], task, **full)
-    add(groups[1], "digits", **full)
+    for group in groups:
+        add(group, "digits", **full)
+    add(groups[0], "mnist", **full)
     for optimizer in ("soap", "shampoo"):
         add(("step cost",), "digits", optimizer, **full)
     add(groups[0], "spirals", **long)
