@@ -98,9 +98,9 @@ def _mnist(seed: int) -> Data:
 
 TASKS = {
     "spirals": Task(_spirals, 2, 2, 32, 2, 1e-6, 128, 8e-3),
-    "digits": Task(_digits, 64, 0, 32, 10, 1e-6, 32, 4e-3, scale=5.0),
-    "mnist": Task(_mnist, 196, 0, 32, 10, 1e-6, 32, 4e-3, scale=5.0),
-    "digits-sde": Task(_digits, 64, 0, 32, 10, 5e-2, 32, 4e-3, True, 5.0),
+    "digits": Task(_digits, 64, 0, 32, 10, 1e-6, 32, 4e-3, scale=15.0),
+    "mnist": Task(_mnist, 196, 0, 32, 10, 1e-6, 32, 4e-3, scale=15.0),
+    "digits-sde": Task(_digits, 64, 0, 32, 10, 5e-2, 32, 4e-3, True, 15.0),
 }
 
 
