@@ -38,6 +38,12 @@ def test_slopes_and_intervals():
     assert high - low < 0.1
 
 
+def test_errors_between_points():
+    """On a power law exactly, also where the first point took more steps."""
+    points = [[30.0, 9.0], [10.0, 1.0], [20.0, 0.5], [40.0, 0.25]]
+    assert abs(_strong._at(points, 16.0) - 10 / 16) < 1e-12
+
+
 @pytest.fixture(scope="module")
 def small():
     setting = _strong.Setting(1.5, (3, 5), (0, 2, 3), (7, 5), 16)
