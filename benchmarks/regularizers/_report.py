@@ -45,13 +45,18 @@ def _interval(found: dict) -> str:
     return f"{number(found['nfe_ratio'])} ({number(low)} to {number(high)})"
 
 
+def _weight(found: dict) -> str:
+    edge = " (largest tried)" if found["weight"] == max(found["weights"]) else ""
+    return number(found["weight"]) + edge
+
+
 def _training(results: Results) -> list[str]:
     out = []
     for task, methods in by_task(results).items():
         rows = [
             [
                 method,
-                number(found["weight"]),
+                _weight(found),
                 _interval(found),
                 f"{found['accuracy_change_pt']:+.2f}",
                 number(found["nfe_ratio_tight"]),
@@ -79,8 +84,8 @@ def _training(results: Results) -> list[str]:
         "Ratios and differences to the twin without a penalty, of the same start, "
         "batches and seed; means over seeds on test data, with a 95% interval. Each "
         "method has three weights, of which validation data choose the one with the "
-        "fewest evaluations that costs at most half a point there. *error* is the "
-        "published penalty on the whole solve, *steer*, *taynode* (second derivatives) "
+        "fewest evaluations that costs at most half a point there, on average over "
+        "seeds. *error* is the published penalty on the whole solve, *steer*, *taynode* (second derivatives) "
         "and *rnode* are those of other authors; *step cost* and *local* are ours."
     )
     return [note, *out]

@@ -12,7 +12,7 @@ from ._tasks import TASKS, Model, loss_of
 
 
 def _solve(penalties: dict | None):
-    """A solve with a 100-unit network at batch 256."""
+    """A solve of many steps with a 100-unit network at batch 256."""
 
     def contender():
         net = eqx.nn.MLP(64, 64, 100, 1, jnp.tanh, key=jax.random.key(0))
@@ -28,7 +28,7 @@ def _solve(penalties: dict | None):
                     term,
                     dfx.Tsit5(),
                     0.0,
-                    1.0,
+                    8.0,
                     0.1,
                     x,
                     args,
@@ -40,7 +40,7 @@ def _solve(penalties: dict | None):
                 term,
                 dfx.Tsit5(),
                 0.0,
-                1.0,
+                8.0,
                 0.1,
                 x,
                 args,
@@ -85,7 +85,7 @@ def speed_cases(config: Config) -> list[Case]:
     return [
         Case(
             "overhead/solve",
-            {"hidden": 100, "batch": 256},
+            {"hidden": 100, "batch": 256, "end": 8.0},
             contenders=(
                 Contender("bare", _solve(None)),
                 Contender("counting", _solve({})),

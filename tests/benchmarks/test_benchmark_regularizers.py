@@ -12,7 +12,11 @@ from benchmarks.regularizers._report import hypervolume, sections
 def _figures(**figures) -> dict:
     keys = ("nfe_ratio", "nfe_ratio_lower95", "nfe_ratio_upper95", "nfe_ratio_tight")
     keys += ("nfe_ratio_other_solver", "predict_time_ratio", "loose_nfe_ratio")
-    found = dict.fromkeys(keys, 0.5) | {"weight": 0.1, "nfe_plain": 100.0}
+    found = dict.fromkeys(keys, 0.5) | {
+        "weight": 0.1,
+        "weights": [0.1, 0.3],
+        "nfe_plain": 100.0,
+    }
     found |= {"accuracy_plain": 0.9, "accuracy_change_pt": -0.25}
     found |= {"loose_accuracy_change_pt": 0.0, "plain": [[100.0] * 2, [0.9] * 2]}
     found |= {"test": [[[60.0, 30.0]] * 2, [[0.9, 0.89]] * 2], **figures}
