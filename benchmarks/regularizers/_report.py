@@ -85,8 +85,9 @@ def _training(results: Results) -> list[str]:
         "batches and seed; means over seeds on test data, with a 95% interval. Each "
         "method has three weights, of which validation data choose the one with the "
         "fewest evaluations that costs at most half a point there, on average over "
-        "seeds. *error* is the published penalty on the whole solve, *steer*, *taynode* (second derivatives) "
-        "and *rnode* are those of other authors; *step cost* and *local* are ours."
+        "seeds. *error* is the published penalty on the whole solve, *steer*, "
+        "*taynode* (second derivatives) and *rnode* are those of other authors; "
+        "*step cost* and *local* are ours."
     )
     return [note, *out]
 
