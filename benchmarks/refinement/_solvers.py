@@ -96,7 +96,7 @@ def _exponax(steps):
 
 def solver_cases(config: Config) -> list[Case]:
     """One flow in a fast run, batches as well in a full one."""
-    batches = (1,) if config.fast else (1, 8, 64)
+    batches = (1,) if config.fast else (1, 8)
     return [
         Case(
             name=f"solvers/batch {batch}",

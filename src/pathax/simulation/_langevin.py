@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, PRNGKeyArray
 
+from ..solvers import ShOULD
 from ._chains import Chains, Dynamics
 
 
@@ -84,8 +85,8 @@ def langevin(
     - `key`: random key; chain $i$ has `jax.random.fold_in(key, i)`.
     - `initial`: where the chains start, well spread.
     - `samples`: how many to keep of each chain.
-    - `solver`: a Diffrax solver for Langevin terms; `diffrax.QUICSORT()` if `None`, of
-      order three with two gradients a step.
+    - `solver`: a Diffrax solver for Langevin terms; [`pathax.solvers.ShOULD`][] if
+      `None`, of order three with two gradients a step.
     - `tolerance`: of the error of a step, in units of the velocity's standard
       deviation. A solver without an estimate of its error takes each step twice more,
       in halves. `None` is for constant steps.
@@ -141,7 +142,7 @@ def langevin(
     _check(initial, samples, tolerance, step, spacing, friction, mass, warmup, block)
     dynamics = lambda tolerance: Dynamics(
         potential,
-        dfx.QUICSORT() if solver is None else solver,
+        ShOULD() if solver is None else solver,
         friction=friction,
         spacing=spacing,
         block=block,

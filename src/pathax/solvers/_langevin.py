@@ -187,3 +187,31 @@ class AbstractEmbeddedLangevinSolver(
         """The gradient at the start, anew after a jump of the state."""
         jumped = jnp.asarray(made_jump)
         return jax.lax.cond(jumped, lambda: gradient(terms)(y0[0], args), lambda: kept)
+
+
+def rejectable(
+    y0: PyTree, first: PyTree, y1: PyTree, last: PyTree, error: PyTree
+) -> tuple[PyTree, PyTree, PyTree]:
+    """State, gradient and error of a step, such that one that leaves the numbers is
+    rejected: its error is infinite, and its state that of the start, as a controller
+    scales errors by states.
+
+    A controller that accepts it nevertheless, at its shortest step, is told by the next
+    one: that starts with a gradient of NaN, and ends in NaN.
+    """
+
+    def finite(*trees: PyTree) -> Array:
+        leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(trees)]
+        return jnp.all(jnp.stack(leaves))
+
+    begun = finite(first)
+    good = begun & finite(y1, last, error)
+
+    def state(new: Array, old: Array) -> Array:
+        return jnp.where(good, new, jnp.where(begun, old, jnp.nan))
+
+    return (
+        jax.tree.map(state, y1, y0),
+        jax.tree.map(lambda g: jnp.where(good, g, jnp.nan), last),
+        jax.tree.map(lambda e: jnp.where(good, e, jnp.inf), error),
+    )

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._evaluations import Evaluations
-from ._langevin import AbstractEmbeddedLangevinSolver, Leaf, gradient, phi, psi
+from ._langevin import (
+    AbstractEmbeddedLangevinSolver,
+    Leaf,
+    gradient,
+    phi,
+    psi,
+    rejectable,
+)
 
 
 _LEFT, _RIGHT = (3 - math.sqrt(3)) / 6, (3 + math.sqrt(3)) / 6
@@ -42,7 +49,8 @@ class QUICSORT(AbstractEmbeddedLangevinSolver):
     $$u h \bigl(0.366 \nabla f(x_0) - 0.5 \nabla f(x_l) + 0.134 \nabla f(x_r)\bigr)$$
 
     for the velocity, and likewise for the position. It falls like $h^{5/2}$, an order
-    below the error of the step.
+    below the error of the step. It is infinite for a step that leaves the numbers, so
+    that it is tried again.
 
     **Arguments:** none.
 
@@ -120,6 +128,7 @@ class QUICSORT(AbstractEmbeddedLangevinSolver):
         errors = [_error(*each) for each in zip(parts, first, left, right, strict=True)]
         error = tuple(tree.unflatten(each) for each in zip(*errors, strict=True))
         last = gradient(terms)(y1[0], args)
+        y1, last, error = rejectable(y0, kept, y1, last, error)
         return y1, error, {"y0": y0, "y1": y1}, last, dfx.RESULTS.successful
 
 

@@ -15,6 +15,7 @@ from ._langevin import (
     omega,
     phi,
     psi,
+    rejectable,
 )
 
 
@@ -29,7 +30,8 @@ class ShOULD(AbstractEmbeddedLangevinSolver):
     $$-\tfrac13 u h \bigl(\nabla f(x_0) - 2 \nabla f(x_{1/2}) + \nabla f(x_1)\bigr)$$
 
     for the velocity, and half of it times `h` for the position. It falls like
-    $h^{5/2}$, an order below the error of the step.
+    $h^{5/2}$, an order below the error of the step. It is infinite for a step that
+    leaves the numbers, so that it is tried again.
 
     **Arguments:** none.
 
@@ -86,19 +88,21 @@ class ShOULD(AbstractEmbeddedLangevinSolver):
         scaled = lambda g: [
             p.force * g for p, g in zip(parts, tree.flatten_up_to(g), strict=True)
         ]
-        first = scaled(self._first(terms, y0, args, solver_state, made_jump))
+        start = self._first(terms, y0, args, solver_state, made_jump)
+        first = scaled(start)
         pairs = zip(parts, first, strict=True)
         middle = scaled(at([_middle(p, f) for p, f in pairs]))
         xs = [_position(*each) for each in zip(parts, first, middle, strict=True)]
-        kept = at(xs)
-        forces = list(zip(parts, first, middle, scaled(kept), strict=True))
+        last = at(xs)
+        forces = list(zip(parts, first, middle, scaled(last), strict=True))
         y1 = tree.unflatten(xs), tree.unflatten([_velocity(*each) for each in forces])
         bends = [(p, (f - 2 * m + e) / 3) for p, f, m, e in forces]
         error = (
             tree.unflatten([-p.dt / 2 * bend for p, bend in bends]),
             tree.unflatten([-bend for _, bend in bends]),
         )
-        return y1, error, {"y0": y0, "y1": y1}, kept, dfx.RESULTS.successful
+        y1, last, error = rejectable(y0, start, y1, last, error)
+        return y1, error, {"y0": y0, "y1": y1}, last, dfx.RESULTS.successful
 
 
 ShOULD.__module__ = "pathax.solvers"

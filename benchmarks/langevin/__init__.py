@@ -1,0 +1,38 @@
+"""Underdamped Langevin diffusion: strong order, and samples beside NUTS.
+
+Families of cases:
+
+- `order`: strong error on the funnel by constant steps, in float32 and float64, and by
+  steps that adapt to an embedded estimate or to a step in two halves;
+- `mcmc`: `pathax.simulation.langevin` beside BlackJAX's NUTS with its window
+  adaptation, both with as many chains; every gradient counts, those of the warm-up and
+  of rejected steps as well.
+"""
+
+from collections.abc import Mapping
+
+from .._case import Case, Config
+from ._mcmc import mcmc_cases
+from ._order import order_cases
+
+
+def cases(config: Config) -> list[Case]:
+    """All cases of the subject."""
+    return [*order_cases(config), *mcmc_cases(config)]
+
+
+def headline(results: Mapping[str, dict]) -> dict[str, float | None]:
+    """The figures to reach; `None` where the cases were not run.
+
+    - `funnel_order_float32`: strong order of constant steps above the rounding floor;
+    - `funnel_evals_vs_nuts`: gradients an effective sample on the funnel, over those of
+      NUTS;
+    - `german_mean_error_sd`: largest error of a posterior mean of the credit data, in
+      posterior standard deviations.
+    """
+    figures = lambda case: results.get(case, {}).get("figures", {})
+    return {
+        "funnel_order_float32": figures("order/float32").get("order"),
+        "funnel_evals_vs_nuts": figures("mcmc/funnel").get("evals over NUTS"),
+        "german_mean_error_sd": figures("mcmc/german").get("mean error pathax"),
+    }
