@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None:  # a process of pytest-xdist: take the controller's seed
         seed = worker["pathax_seed"]
     else:
-        given = config.getoption("--seed")
+        given = str(config.getoption("--seed"))
         seed = secrets.randbits(31) if given == "fresh" else int(given)
     config.stash[_SEED] = seed
     fresh = config.getoption("--seed") == "fresh"

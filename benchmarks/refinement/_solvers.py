@@ -16,7 +16,7 @@ from ._timed import timed
 
 ops = px.operators
 GRID, SIDE, HORIZON, DEGREE = 64, 2 * np.pi, 1.0, 12
-VISCOSITY, MODE, SCALE = 0.01, 4, 1.0
+VISCOSITY, MODE, SCALE = 0.02, 4, 0.1
 METHODS = ("imex_rk4_cn", "heun_cn", "etdrk4", "ifrk4")
 STEPS = (10, 20, 40, 80, 160, 320)
 
@@ -30,7 +30,7 @@ def _flows(batch: int) -> tuple[ops.Grid, ops.NavierStokes, np.ndarray, np.ndarr
 
     @jax.jit
     def make(key):
-        rough = 3 * ops.gaussian_field(key, grid, smoothness=4.0, tau=3.0)
+        rough = 0.3 * ops.gaussian_field(key, grid, smoothness=4.0, tau=3.0)
         return ops.integrate(equation, grid, rough, [5.0, 5.0 + HORIZON], dt=1.25e-3)
 
     keys = jax.random.split(jax.random.key(0), batch)
@@ -100,7 +100,13 @@ def solver_cases(config: Config) -> list[Case]:
     return [
         Case(
             name=f"solvers/batch {batch}",
-            parameters={"grid": GRID, "degree": DEGREE, "horizon": HORIZON},
+            parameters={
+                "grid": GRID,
+                "degree": DEGREE,
+                "horizon": HORIZON,
+                "viscosity": VISCOSITY,
+                "force": SCALE,
+            },
             measure=lambda _, batch=batch: _pareto(batch),
             packages=("exponax",),
         )

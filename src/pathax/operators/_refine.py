@@ -141,8 +141,8 @@ def refine(
     options = Options(method, preconditioner, max_steps, max_products, sweep_steps)
     if not callable(learning_rate):  # as arrays, numbers don't compile anew
         learning_rate = jnp.asarray(learning_rate, problem.dtype)
-    rtol = jnp.asarray(rtol, problem.dtype)
-    return _refine(problem, starts, learning_rate, rtol, options)
+    goal = jnp.asarray(rtol, problem.dtype)
+    return _refine(problem, starts, learning_rate, goal, options)
 
 
 def _check(problem: SpaceTimeProblem, method: str, preconditioner: str) -> None:

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax as dfx
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -143,7 +142,7 @@ class AbstractLangevinSolver(dfx.AbstractStratonovichSolver):
     """A solver of underdamped Langevin diffusion, one array of the state at a time."""
 
     term_structure = TERMS
-    minimal_levy_area: eqx.AbstractClassVar[Any]
+    minimal_levy_area: ClassVar[Any]
     interpolation_cls = dfx.LocalLinearInterpolation
 
     def func(self, terms, t0, y0, args) -> PyTree:
