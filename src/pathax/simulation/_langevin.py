@@ -116,8 +116,8 @@ def langevin(
     **Precision:** noise and its time integrals are exact in float32 at every step.
 
     **Reference:** J. Foster, T. Lyons and H. Oberhauser, The shifted ODE method for
-    underdamped Langevin MCMC, arXiv 2101.03446; D. Scott, M. O'Kane, A. Jelinčič and J.
-    Foster, arXiv 2508.16485, for QUICSORT. The warm-up is our own.
+    underdamped Langevin MCMC, arXiv 2101.03446. The estimate of the error and the
+    warm-up are our own.
 
     **Example:**
 
