@@ -137,24 +137,22 @@ class GridPath(AbstractMomentPath):
         t0, t1 = as_time(t0, dtype), as_time(t1, dtype)
         place = search.step if self.span == 1 and search.run == 0 else search.pair
         first, steps, ok = place(ts, t0, t1)
-        ok = (ok & (steps <= self.span)) | (t0 == t1)
+        ok = (ok & (jnp.abs(steps) <= self.span)) | (t0 == t1)
         if self.check:
             first = eqx.error_if(first, ~ok, _OFF_GRID)
-        backward, flips = t1 < t0, orientation(rows)
+        else:
+            steps = jnp.where(ok, steps, jnp.nan)
+        sign = steps if self.span == 1 else jnp.sign(steps)
+        signs = jnp.where(orientation(rows) < 0, sign, jnp.abs(sign))
 
         def orient(*tables):
             out = _row(tables[0], first)[:rows]
             for k, table in enumerate(tables[1:], 2):
-                out = jnp.where(steps == k, _row(table, first)[:rows], out)
-            signs = flips.reshape(rows, *(1,) * (out.ndim - 1)).astype(out.dtype)
-            out = jnp.where(backward, signs * out, out)
-            out = jnp.where(t0 == t1, jnp.zeros((), out.dtype), out)
-            return out if self.check else jnp.where(ok, out, jnp.nan)
+                out = jnp.where(jnp.abs(steps) == k, _row(table, first)[:rows], out)
+            return signs.reshape(rows, *(1,) * (out.ndim - 1)).astype(out.dtype) * out
 
-        length = _row(ts, first + steps.astype(first.dtype)) - _row(ts, first)
-        length = jnp.where(backward, -length, jnp.where(t0 == t1, 0, length))
-        if not self.check:
-            length = jnp.where(ok, length, jnp.nan)
+        last = first + jnp.abs(steps).astype(first.dtype)
+        length = sign * (_row(ts, last) - _row(ts, first))
         return jax.tree.map(orient, *self._moments), length
 
     def standardised(self, s: RealScalar, u: RealScalar, rows: int) -> Standardised:
@@ -257,29 +255,31 @@ class _Search(eqx.Module):
 
     def step(
         self, ts: Float[Array, " n"], t0: Float[Array, ""], t1: Float[Array, ""]
-    ) -> tuple[Integer[Array, ""], Integer[Array, ""], Bool[Array, ""]]:
-        """As `pair`, for one step of a uniform grid: through its middle.
+    ) -> tuple[Integer[Array, ""], Float[Array, ""], Bool[Array, ""]]:
+        """As `pair`, for at most one step of a uniform grid.
 
         Solvers query in a loop of a few dozen scalar operations, so each one counts:
-        truncation is cheaper than rounding, one number cheaper than two.
+        one end and the length are rounded, not both ends.
         """
         start, per_step, _ = self.scale
         to0, to1 = (t0 - start) * per_step, (t1 - start) * per_step
-        middle = (to0 + to1) / 2
-        first = middle.astype(jnp.uint32)  # spares the handling of negative indices
-        off_middle = jnp.abs(middle - first.astype(middle.dtype) - 0.5)
-        off_length = jnp.abs(jnp.abs(to1 - to0) - 1)
-        # The sum is the larger of the distances of the two ends from grid times.
-        near = off_middle + off_length / 2 <= _SNAP
-        return first, jnp.ones_like(first), near & (first < ts.shape[0] - 1)
+        earlier, length = jnp.minimum(to0, to1), to1 - to0
+        place, steps = jnp.round(earlier), jnp.clip(jnp.round(length), -1, 1)
+        off = jnp.maximum(jnp.abs(earlier - place), jnp.abs(length - steps))
+        # Unsigned, so that what is before the grid is beyond its end.
+        first = place.astype(jnp.int32).astype(jnp.uint32)
+        return first, steps, (off <= _SNAP) & (first < ts.shape[0] - 1)
 
     def pair(
         self, ts: Float[Array, " n"], t0: Float[Array, ""], t1: Float[Array, ""]
-    ) -> tuple[Integer[Array, ""], Integer[Array, ""], Bool[Array, ""]]:
-        """The earlier of the two grid times, the steps between, whether both are."""
+    ) -> tuple[Integer[Array, ""], Float[Array, ""], Bool[Array, ""]]:
+        """The earlier of two grid times, signed steps to the other, if both are such.
+
+        Steps are whole, but of the dtype of the times.
+        """
         i, near0 = self(ts, t0)
         j, near1 = self(ts, t1)
-        return jnp.minimum(i, j), jnp.abs(j - i), near0 & near1
+        return jnp.minimum(i, j), (j - i).astype(ts.dtype), near0 & near1
 
     def __call__(
         self, ts: Float[Array, " n"], t: Float[Array, ""]
