@@ -20,6 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 import pathax as px
@@ -100,6 +101,7 @@ def draw(path, table, years, bonds, file):
     axes[0].set(xlabel="t", title="a path (blue) and its steps (red)")
     for kind, points in table.items():
         axes[1].loglog(*zip(*points, strict=True), "o-", label=kind)
+    axes[1].xaxis.set_minor_formatter(NullFormatter())  # labels would overlap
     axes[1].set(xlabel="mean number of steps", title="error at the end")
     axes[1].legend()
     mean, error, exact = bonds

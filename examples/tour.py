@@ -117,7 +117,10 @@ def draw(solution, exponents, ratios, file):
         values = np.maximum(ratios[tree][:, 2], 1e-3)
         right.semilogy(exponents, values, marker + "-", label=tree)
     right.axhline(1, color="black", lw=0.5)
-    right.set(xlabel="−log₂(step / horizon)", title="variance of K over exact, float32")
+    right.set(
+        xlabel="−log₂(step / horizon)",
+        title="variance of K over exact, float32; 0 drawn at 10⁻³",
+    )
     right.legend()
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
