@@ -28,13 +28,15 @@ class Method:
     **Attributes:**
 
     - `make`: the transformation, or any object if there is a `step`.
-    - `kind`: "first" order, "diagonal", "window", "layers", "tensors", "newton", or
-      "peer".
+    - `kind`: "bare", "first" order, "diagonal", "window", "layers", "tensors",
+      "newton", or "peer".
     - `own`: name of the parameter that is tuned beside the rate.
     - `values`: its default, and others to try.
     - `rates`: a decade apart; none for methods without a rate.
     - `static`: the parameter can't be traced; a program is compiled for each value.
     - `fused`: the Hessian's diagonal comes with the gradient.
+    - `diagonal(loss, params, batch, grads, key)`: the diagonal, when it is due, instead
+      of the optimizer's own estimate.
     - `keeps`: its state holds the next value and gradient.
     - `needs`: traits that a task must have.
     - `races`: whether it takes part in races; else its steps alone are timed.
@@ -51,6 +53,7 @@ class Method:
     rates: tuple[float, ...] = DECADES
     static: bool = False
     fused: bool = False
+    diagonal: Callable[..., Any] | None = None
     keeps: bool = False
     needs: frozenset[str] = frozenset()
     races: bool = True
@@ -117,6 +120,37 @@ def _mkor(interval: int) -> Make:
     return lambda r, gamma, t: o.mkor(r, gamma=gamma, update_interval=interval)
 
 
+def _forward_diagonal(loss, params, batch, grads, key):
+    """From differences: one gradient, where an exact product takes three of them."""
+    hutchinson = px.curvature.hutchinson_diagonal
+    options = {"hvp_mode": "forward_diff", "grads": grads}
+    return hutchinson(lambda p: loss(p, batch), params, key, **options)
+
+
+def _part_diagonal(loss, params, batch, grads, key):
+    """Of a part of the batch, as small as the one Sophia's paper takes (32 of 480)."""
+    del grads
+    part = jax.tree.map(lambda x: x[: max(1, len(x) // 15)], batch)
+    return px.curvature.hutchinson_diagonal(lambda p: loss(p, part), params, key)
+
+
+def _bare(derive: Callable) -> Callable:
+    """A step along what is derived, without any optimizer."""
+
+    def step(rate, task, params, state, batch, key):
+        del key
+        move = derive(jax.grad(lambda p: task.loss(p, batch)), params)
+        return jax.tree.map(lambda p, m: p - rate * m, params, move), state
+
+    return step
+
+
+def _gradient_and_product(gradient: Callable, params: Any) -> Any:
+    """Both from one pass, as any exact method must have them."""
+    both = jax.jvp(gradient, (params,), (params,))
+    return jax.tree.map(jnp.add, *both)
+
+
 _LAYERS = frozenset({"layers"})
 _EPS = ("eps", (1e-4, 1e-2, 1e-6))
 _WINDOW = ("damping", (1e-1, 1e-3, 1.0))
@@ -130,6 +164,22 @@ _RADIUS: dict[str, Any] = {
 }
 
 _ALL = (
+    # What no method can be without: the least that those with a gradient, and with an
+    # exact Hessian product too, can cost.
+    *(
+        Method(
+            name,
+            lambda r, own, t: r,
+            "bare",
+            races=False,
+            init=lambda tx, params: (),
+            step=_bare(derive),
+        )
+        for name, derive in (
+            ("bare gradient", lambda gradient, params: gradient(params)),
+            ("bare gradient and product", _gradient_and_product),
+        )
+    ),
     # First order, and baselines
     Method(
         "sgd",
@@ -171,15 +221,13 @@ _ALL = (
         "diagonal",
         *_EPS,
     ),
-    # An exact product through dense layers takes two gradients' work; this, one.
     *(
         Method(
-            f"adahessian fd k={k}",
-            lambda r, eps, t, k=k: o.adahessian(
-                r, eps=eps, update_interval=k, hvp_mode="finite_diff"
-            ),
+            f"adahessian forward k={k}",
+            lambda r, eps, t, k=k: o.adahessian(r, eps=eps, update_interval=k),
             "diagonal",
             *_EPS,
+            diagonal=_forward_diagonal,
             races=False,
         )
         for k in (1, 5)
@@ -190,6 +238,18 @@ _ALL = (
         "diagonal",
         "gamma",
         (0.01, 0.1, 1.0),
+    ),
+    *(
+        Method(
+            f"sophia_h {name} k=10",
+            lambda r, gamma, t: o.sophia_h(r, gamma=gamma, weight_decay=0.0),
+            "diagonal",
+            "gamma",
+            (0.01, 0.1, 1.0),
+            diagonal=diagonal,
+            races=False,
+        )
+        for name, diagonal in (("forward", _forward_diagonal), ("part", _part_diagonal))
     ),
     Method(
         "sophia_g k=10",
@@ -260,7 +320,9 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 # Of the library's own, what uses curvature.
 SECOND_ORDER = tuple(
-    m.name for m in _ALL if m.kind not in ("first", "tensors") and m.name != "lbfgs"
+    m.name
+    for m in _ALL
+    if m.kind not in ("bare", "first", "tensors") and m.name != "lbfgs"
 )
 
 
@@ -290,6 +352,9 @@ def training_step(method: Method, task: Task) -> Callable:
         else:
             prepare = o.extras(tx, task.loss, predict=predict, residual=task.residual)
             _, grads, extra = prepare(params, batch, key=key, state=state)
+            if method.diagonal is not None:
+                given = params, batch, extra["grad"], key
+                extra["hessian_diag"] = lambda: method.diagonal(task.loss, *given)
         updates, state = tx.update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
@@ -297,10 +362,10 @@ def training_step(method: Method, task: Task) -> Callable:
 
 
 def _fused(loss: Callable, params: Any, state: Any, key: jax.Array) -> tuple[Any, dict]:
-    """The gradient, and a diagonal from the same pass."""
+    """The gradient, and sizes of a diagonal from the same pass: what is averaged."""
     del state
     hutchinson = px.curvature.value_grad_and_hutchinson
-    _, grads, diag = hutchinson(loss, params, key)
+    _, grads, diag = hutchinson(loss, params, key, absolute=True)
     return jax.tree.map(jnp.conj, grads), {"hessian_diag": diag}
 
 

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import pathax as px
 
@@ -26,16 +27,26 @@ EVERYWHERE = tuple(
 )
 SMALL = ("lbfgs", "newton lanczos")  # with all the data as one batch
 FAST_STEPS = (
+    "bare gradient",
+    "bare gradient and product",
     "sgd",
     "adamw",
     "adahessian k=1",
     "adahessian k=5",
+    "adahessian forward k=1",
+    "adahessian forward k=5",
     "sophia_h k=10",
+    "sophia_h forward k=10",
+    "sophia_h part k=10",
     "sophia_g k=10",
     "mfac w=16",
     "mkor k=10",
     "kfac",
 )
+
+
+# What an exact product adds to a gradient, with no optimizer at all.
+FLOOR = {"floor": ("bare gradient and product", "bare gradient")}
 
 
 @functools.cache
@@ -82,7 +93,7 @@ def step_cases(config: Config) -> list[Case]:
                 name=f"step/{size}",
                 parameters={"width": SIZES[size], "batch": 128, "steps": STEPS},
                 contenders=tuple(contender(METHODS[n], size) for n in names),
-                ratios=_over(names, "adamw", "sgd"),
+                ratios={**_over(names, "adamw", "sgd"), **FLOOR},
                 rounds=7 if size == "250k" else None,
                 packages=("optax",),
             )
@@ -107,9 +118,8 @@ def _latched() -> Contender:
 
     def make():
         run, (params, state, *rest) = _loop(method, "26k", STEPS)
-        # The first of the chain is the preconditioner.
-        on = state[0]._replace(first_order=jnp.ones_like(state[0].first_order))
-        return run, (params, (on, *state[1:]), *rest)
+        on = optax.tree.set(state, first_order=jnp.ones((), bool))
+        return run, (params, on, *rest)
 
     return Contender("mkor_h switched", make)
 

@@ -1,17 +1,20 @@
 """The optimizers' subject: its cases are well formed, and its arithmetic is right."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import pathax as px
 from benchmarks import optimizers
 from benchmarks._case import Config, SkippedError
 from benchmarks._report import Results
-from benchmarks.optimizers import _peers, _race, _runner, _tasks
+from benchmarks.optimizers import _parity, _peers, _race, _runner, _speed, _tasks
 from benchmarks.optimizers._direction import sine
 from benchmarks.optimizers._exactness import hutchinson, natural_galore
 from benchmarks.optimizers._methods import METHODS, SECOND_ORDER, Method
@@ -59,6 +62,7 @@ def test_names_are_unique_and_fast_cases_are_among_the_full():
     assert set(fast) <= set(full)
     assert {name.split("/")[0] for name in full} == {
         "exactness",
+        "parity",
         "step",
         "interval",
         "scaling",
@@ -82,7 +86,8 @@ def test_methods_run_where_they_fit():
 def test_fast_cases_have_all_that_the_headline_needs():
     fast = {case.name: case for case in optimizers.cases(Config(fast=True))}
     ratios = fast["step/26k"].ratios
-    assert {"adahessian k=1 over sgd", "sophia_h k=10 over adamw"} <= set(ratios)
+    needed = {"adahessian k=1 over sgd", "sophia_h part k=10 over adamw", "floor"}
+    assert needed <= set(ratios)
     assert "2d over d" in fast["scaling/mfac"].ratios
     for task in ("pinn 1e-5", "logistic 1e-6"):
         raced = {n.split(",")[1] for n in fast if n.startswith(f"race/{task},")}
@@ -115,6 +120,33 @@ def test_sizes_are_as_they_are_called():
         params = jax.eval_shape(random_images(width).init, jax.random.key(0))
         count = sum(x.size for x in jax.tree.leaves(params))
         assert float(name[:-1]) * 1e3 == pytest.approx(count, rel=0.05)
+
+
+def test_mkor_h_is_timed_after_its_switch():
+    """The flag is in a state inside those of two chains."""
+    _, (_, state, *_) = _speed._latched().make()
+    ((_, switched),) = optax.tree.get_all_with_path(state, "first_order")
+    assert bool(switched)
+
+
+def test_diagonals_of_the_cheap_kinds_are_diagonals():
+    task = random_images(4)
+    params, batch = task.init(jax.random.key(0)), task.sample(jax.random.key(1))
+    diagonal = lambda name: METHODS[f"sophia_h {name} k=10"].diagonal
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def both(params, key):
+        loss = lambda p: task.loss(p, batch)
+        given = task.loss, params, batch, jax.grad(loss)(params), key
+        exact = px.curvature.hutchinson_diagonal(loss, params, key)
+        return diagonal("forward")(*given), diagonal("part")(*given), exact
+
+    flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+    forward, part, exact = map(flat, both(params, jax.random.key(2)))
+    # Of most entries: a gradient jumps where a rectifier switches, now and then.
+    gap = lambda found: np.median(np.abs(found - exact)) / np.mean(np.abs(exact))
+    assert gap(forward) < 0.02
+    assert 0.05 < gap(part) < 10  # of eight images
 
 
 # Tuning -----------------------------------------------------------------------------
@@ -225,6 +257,16 @@ def test_tasks_fall_below_their_targets_only_by_training():
         assert task.metric(task.init(jax.random.key(0))) > 10 * task.target, name
 
 
+def test_without_the_authors_code_parity_is_skipped(monkeypatch, tmp_path):
+    cases = {case.name: case for case in optimizers.cases(Config())}
+    monkeypatch.delenv(_parity.FOLDER, raising=False)
+    with pytest.raises(SkippedError, match=_parity.FOLDER):
+        cases["parity/mkor"].measure(0)
+    monkeypatch.setenv(_parity.FOLDER, str(tmp_path))
+    with pytest.raises(SkippedError, match="no "):
+        cases["parity/mkor"].measure(0)
+
+
 # Curvature --------------------------------------------------------------------------
 
 
@@ -264,6 +306,7 @@ def test_report(tmp_path):
     data = {
         "cases": {
             "exactness/float32": _record(mfac=1e-7),
+            "parity/mkor": _record(differences={"MKOR": 2e-7}, revisions={"mkor": "1"}),
             "race/digits,adamw": _race_record(100.0, 100, b2=0.9),
             "race/digits,kfac": _race_record(50.0, 10, damping=1e-3),
             "race/digits,mkor k=10": _race_record(None, None, gamma=0.9),
@@ -272,7 +315,13 @@ def test_report(tmp_path):
         }
     }
     page = "\n\n".join(sections(Results("optimizers", "cpu", data), tmp_path))
-    for text in ("**digits**", "| kfac | **0.500** |", "0 of 5, best", "50% removed"):
+    for text in (
+        "mkor at 1.",
+        "**digits**",
+        "| kfac | **0.500** |",
+        "0 of 5, best",
+        "50% removed",
+    ):
         assert text in page, text
     plots = {path.name for path in tmp_path.glob("*.svg")}
     assert plots == {

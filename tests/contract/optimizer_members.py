@@ -181,7 +181,6 @@ MEMBERS: tuple[Member, ...] = (
         o.natural_galore,
         {"learning_rate": falling(0.3), "rank": 1, "update_interval": 3, "history": 4},
         covers=("natural_galore", "scale_by_natural_galore", "scale_by_window_fisher"),
-        strict=False,  # contains Optax's Adam
         mirrors=False,  # a leaf has two projectors
     ),
     # Optax's own

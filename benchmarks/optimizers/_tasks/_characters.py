@@ -16,7 +16,7 @@ from ..._case import SkippedError
 from ._task import Task, from_model
 
 
-WIDTH, LENGTH, BATCH, HELD_OUT = 32, 24, 32, 512
+WIDTH, LENGTH, BATCH, HELD_OUT = 32, 24, 32, 128
 
 
 @functools.cache
@@ -87,9 +87,9 @@ def characters() -> Task:
         loss=loss,
         sample=sample,
         metric=lambda params: loss(params, held_out),
-        target=2.1,
-        every=20,
-        limit=3_000,
+        target=2.3,
+        every=10,
+        limit=600,
         predict=predict,
         labels=lambda batch: batch[:, 1:],
     )

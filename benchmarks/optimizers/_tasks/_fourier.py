@@ -64,9 +64,9 @@ def fourier() -> Task:
         loss=loss,
         sample=sample,
         metric=lambda params: 2 * loss(params, (x[TRAINED:], y[TRAINED:])) / scale,
-        target=1e-3,
+        target=2e-3,
         every=10,
-        limit=4_000,
+        limit=1_000,
         residual=residual,
         likelihood="gaussian",
     )

@@ -65,7 +65,7 @@ def poisson(target: float) -> Task:
         sample=lambda key: None,
         metric=metric,
         target=target,
-        limit=50_000,
+        limit=3_000 if target >= 1e-3 else 15_000,
         residual=residual,
         curvature=curvature,
         likelihood="gaussian",

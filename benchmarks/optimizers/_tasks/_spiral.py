@@ -50,7 +50,7 @@ def spiral() -> Task:
         sample=lambda key: None,
         metric=lambda params: loss(params, None),
         target=1e-3,
-        limit=4_000,
+        limit=1_500,
         residual=residual,
         likelihood="gaussian",
     )

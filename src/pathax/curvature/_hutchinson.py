@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._products import check_mode, real_hvp, second_derivatives
-from ._real import from_real
+from ._real import from_real, to_real
 from ._tree import in_real, local, mean_over, split_key, widen
 
 
@@ -18,20 +18,33 @@ from ._tree import in_real, local, mean_over, split_key, widen
 # probes run one after another so that memory does not grow with their number.
 
 
-def _signs(key: Array, leaf: Array) -> Array:
-    """Random signs, one a bit: drawing a word for each takes as long as a gradient."""
-    words = jax.random.bits(key, (-(-leaf.size // 32),), jnp.uint32)
+def _signs(key: Array, leaves: list[Array]) -> list[Array]:
+    """Random signs, one a bit, all from one call of the generator.
+
+    A word for each sign takes as long as a gradient of a small network, and so does a
+    key for each leaf.
+    """
+    size = sum(leaf.size for leaf in leaves)
+    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
     places = jnp.arange(32, dtype=jnp.uint32)
-    bits = (words[:, None] >> places[None]) & jnp.uint32(1)
-    bits = bits.reshape(-1)[: leaf.size].reshape(leaf.shape)
-    return jnp.where(bits == 0, jnp.ones((), leaf.dtype), -jnp.ones((), leaf.dtype))
+    bits = ((words[:, None] >> places[None]) & jnp.uint32(1)).reshape(-1)
+    out, start = [], 0
+    for leaf in leaves:
+        own = bits[start : start + leaf.size].reshape(leaf.shape)
+        one = jnp.ones((), leaf.dtype)
+        out.append(jnp.where(own == 0, one, -one))
+        start += leaf.size
+    return out
 
 
-def _normals(key: Array, leaf: Array) -> Array:
-    return jax.random.normal(key, leaf.shape, leaf.dtype)
+def _normals(key: Array, leaves: list[Array]) -> list[Array]:
+    return [
+        jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
+        for i, leaf in enumerate(leaves)
+    ]
 
 
-_PROBES: dict[str, Callable[[Array, Array], Array]] = {
+_PROBES: dict[str, Callable[[Array, list[Array]], list[Array]]] = {
     "rademacher": _signs,
     "normal": _normals,
 }
@@ -50,9 +63,7 @@ def _check(num_samples: int, distribution: str, hvp_mode: str) -> None:
 
 def _draw(key: Array, x: PyTree, distribution: str) -> PyTree:
     leaves, treedef = jax.tree.flatten(x)
-    sample = _PROBES[distribution]
-    keyed = [(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
-    return treedef.unflatten([sample(k, leaf) for k, leaf in keyed])
+    return treedef.unflatten(_PROBES[distribution](key, leaves))
 
 
 def _estimate(z: PyTree, q: PyTree, absolute: bool, axis_name: Any) -> PyTree:
@@ -88,8 +99,25 @@ def _average(
 
 
 def _context(hvp_mode: str):
-    exact = hvp_mode != "finite_diff"
+    exact = not hvp_mode.endswith("_diff")
     return second_derivatives() if exact else contextlib.nullcontext()
+
+
+def _real_gradient(grads: PyTree | None, hvp_mode: str, like: PyTree) -> PyTree | None:
+    """A given gradient in real coordinates, where `jax.grad` gives conjugates."""
+    if grads is None:
+        return None
+    if hvp_mode != "forward_diff":
+        raise ValueError(
+            '`grads` are what hvp_mode="forward_diff" takes differences from; got '
+            f"hvp_mode={hvp_mode!r}, which does not use them"
+        )
+    if jax.tree.structure(grads) != jax.tree.structure(like):
+        raise ValueError(
+            "`grads` must be a tree like the parameters, "
+            f"{jax.tree.structure(like)}; got {jax.tree.structure(grads)}"
+        )
+    return to_real(jax.tree.map(jnp.conj, grads))
 
 
 def hutchinson_diagonal(
@@ -102,6 +130,7 @@ def hutchinson_diagonal(
     hvp_mode: str = "fwd_over_rev",
     absolute: bool = False,
     axis_name: Any = None,
+    grads: PyTree | None = None,
 ) -> PyTree:
     """Estimate the diagonal of a Hessian from random vectors: the mean of `z * H z`.
 
@@ -121,6 +150,9 @@ def hutchinson_diagonal(
       the size of the Hessian's rows, not that of its diagonal.
     - `axis_name`: average `H z` over this mapped axis, if the loss is that of one
       shard; all shards must be given the same key.
+    - `grads`: with `hvp_mode="forward_diff"`, the gradient of this very loss at
+      `params`, as `jax.grad` gives it, if it is at hand: a product then takes one
+      gradient, where an exact one takes two and a gradient of its own.
 
     **Returns:** a tree like `params`, in float32 at least; a complex leaf holds the
     entries of its two real coordinates as real and imaginary part.
@@ -142,13 +174,13 @@ def hutchinson_diagonal(
     """
     _check(num_samples, distribution, hvp_mode)
     f, x = in_real(loss, params)
-    x = local(x, axis_name)
+    x, known = local(x, axis_name), _real_gradient(grads, hvp_mode, params)
     if num_samples == 1 and hvp_mode == "fwd_over_rev":
         # One product: no need to keep what a linearization keeps.
         gradient = jax.grad(f)
         product = lambda z: jax.jvp(gradient, (x,), (z,))[1]
     else:
-        product = real_hvp(f, x, hvp_mode)
+        product = real_hvp(f, x, hvp_mode, known)
 
     with _context(hvp_mode):
         diag = _average(
@@ -181,15 +213,18 @@ def value_grad_and_hutchinson(
 ) -> tuple[Any, PyTree, PyTree]:
     """The value, the gradient and a Hessian diagonal, sharing their work.
 
-    One forward-mode pass through `jax.value_and_grad` gives all three, at about twice
-    the cost of value and gradient alone; a Hessian product by itself, behind a
-    `lax.cond`, repeats the gradient.
+    One forward-mode pass through `jax.value_and_grad` gives all three; a Hessian
+    product by itself, behind a `lax.cond`, repeats the gradient. Through dense layers
+    the product takes twice the arithmetic of a gradient, so all three together cost
+    close to three gradients where matrix products dominate, and less where they do not.
+    With `hvp_mode="forward_diff"` they cost two.
 
     **Arguments:**
 
     - `loss`, `params`, `key`, `num_samples`, `distribution`, `absolute`: as in
       [`pathax.curvature.hutchinson_diagonal`][].
-    - `hvp_mode`: as there; the work is shared for `"fwd_over_rev"` only.
+    - `hvp_mode`: as there; work is shared for `"fwd_over_rev"` and, the gradient being
+      one of the two that are subtracted, for `"forward_diff"`.
     - `axis_name`: as there, and value and gradient are averaged too.
     - `has_aux`: whether the loss returns a pair, of which the second is anything.
 
@@ -234,7 +269,8 @@ def value_grad_and_hutchinson(
                 product = lambda z: push(z)[1]
             else:
                 (value, grads), aux = value_and_grad(x)
-                product = real_hvp(lambda x: f(x)[0], x, hvp_mode)
+                known = grads if hvp_mode == "forward_diff" else None
+                product = real_hvp(lambda x: f(x)[0], x, hvp_mode, known)
             diag = _average(
                 product,
                 x,

@@ -1,7 +1,7 @@
 """What Optax ships and needs no second writing, beside ours under one roof.
 
 `optax_sophia` is `optax.contrib.sophia`: it corrects the mean of gradients for bias,
-draws signs instead of normals and has no Gauss-Newton-Bartlett estimate; see
+steps before it refreshes and has no Gauss-Newton-Bartlett estimate; see
 [`pathax.optimizers.sophia_h`][] for the paper's. `muon` takes weights with inputs in
 their first axis unless told otherwise: for Equinox layers, write
 `muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(1, 0)`, since the

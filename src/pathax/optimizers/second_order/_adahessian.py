@@ -155,7 +155,10 @@ def scale_by_adahessian(
     **Cost:** one Hessian product an estimate; two moments of state, the second smaller
     where blocks are averaged. With `update_interval=1` take
     [`pathax.curvature.value_grad_and_hutchinson`][], which shares its work with the
-    gradient, and give its last result as `hessian_diag`.
+    gradient, and give its last result as `hessian_diag`. With a longer interval and a
+    smooth loss, `hessian_diag=lambda: pathax.curvature.hutchinson_diagonal(loss,
+    params, key, hvp_mode="forward_diff", grads=grads)` takes one gradient a refresh
+    instead of three.
 
     **Reference:** Yao et al., "AdaHessian: an adaptive second order optimizer for
     machine learning", arXiv:2006.00719, and its authors' code, whose estimates are not

@@ -26,8 +26,8 @@ class MKORState(NamedTuple):
     - `count`: steps taken.
     - `inv_left`: for each layer the inverse factor of its outputs.
     - `inv_right`: for each layer the inverse factor of its inputs.
-    - `max_abs`: the largest absolute entry of all inverse factors at the last refresh.
-      Rescaling hides factors that grow, so watch it.
+    - `max_abs`: the largest absolute entry of all inverse factors that the last refresh
+      found, before its update. Rescaling hides factors that grow, so watch it.
     - `first_order`: whether MKOR-H has switched to plain gradients.
     - `loss_ema`: MKOR-H's running mean of the loss; infinite before the first.
     - `loss_checked`: what it was at the last check.
@@ -89,37 +89,62 @@ def check_rule(rule: Rule, update_interval: Any, warmup: Any) -> None:
 # Inverse factors --------------------------------------------------------------------
 
 
-def stabilized(m: Array, threshold: Any, zeta: Any) -> Array:
-    """`m`, blended with the identity if an entry is larger than the threshold."""
-    largest = jnp.max(jnp.abs(m), axis=(-2, -1), keepdims=True)
-    blend = scalar(zeta, m) * m + scalar(1 - zeta, m) * _identity(m)
-    return jnp.where(largest > scalar(threshold, m), blend, m)
+class Blend(NamedTuple):
+    """`keep M + add I`, what an inverse factor `M` becomes before its update."""
+
+    keep: Any
+    add: Any
+
+
+def stabilizer(largest: Array, threshold: Any, zeta: Any) -> Blend:
+    """A blend with the identity where the largest entry is above the threshold."""
+    over = largest > scalar(threshold, largest)
+    one, zero = jnp.ones((), largest.dtype), jnp.zeros((), largest.dtype)
+    keep = jnp.where(over, scalar(zeta, largest), one)
+    return Blend(keep, jnp.where(over, scalar(1 - zeta, largest), zero))
 
 
 def _identity(m: Array) -> Array:
     return jnp.broadcast_to(jnp.eye(m.shape[-1], dtype=m.dtype), m.shape)
 
 
-def rank_one(m: Array, u: Array, variant: str, gamma: Any, leak: Any) -> Array:
-    """The inverse factor `m` after a statistic `u`; leading axes are factors apart."""
+def rank_one(
+    m: Array, u: Array, variant: str, gamma: Any, leak: Any, blend: Blend
+) -> Array:
+    """The blend of an inverse factor after a statistic `u`; leading axes are factors.
+
+    The blend is never written down by itself: a pass over a factor takes as long as its
+    product with a vector.
+    """
+    keep, add = blend
     if variant == "leaky":
-        m = scalar(1 - leak, m) * m + scalar(leak, m) * _identity(m)
+        rest = scalar(1 - leak, m)
+        keep, add = rest * keep, rest * add + scalar(leak, m)
     mu = jnp.einsum("...ij,...j->...i", m, u, precision=_HIGHEST)
+    mu = keep[..., 0] * mu + add[..., 0] * u
     square = jnp.sum(u * mu, axis=-1)[..., None, None]
     outer = mu[..., :, None] * mu[..., None, :]
+    m = keep * m + add * _identity(m)
     if variant == "leaky":
         return m - outer / (1 + square)
     g, rest = scalar(gamma, m), scalar(1 - gamma, m)
     if variant == "paper":
         return g * m + rest / (g**2 * (1 + g * rest * square)) * outer
-    return (m - rest * outer / (g + rest * square)) / g
+    m = m - rest / (g + rest * square) * outer
+    # Not divided by gamma: of a number that is close to one float32 knows less than of
+    # its distance from one, and forty refreshes would multiply the difference.
+    return m + scalar((1 - gamma) / gamma, m) * m
 
 
-def _refreshed(m: Array, u: Array, rule: Rule, dtype: Any) -> Array:
+def _refreshed(m: Array, u: Array, rule: Rule, dtype: Any) -> tuple[Array, Array]:
+    """The inverse factor after a statistic, and the largest entry it had before."""
     limit = scalar(rule.clip_stats, u)
     u = jnp.clip(u, -limit, limit)
-    wide = stabilized(m.astype(dtype), rule.threshold, rule.zeta)
-    return rank_one(wide, u, rule.variant, rule.gamma, rule.leak).astype(m.dtype)
+    wide = m.astype(dtype)
+    largest = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
+    blend = stabilizer(largest, rule.threshold, rule.zeta)
+    new = rank_one(wide, u, rule.variant, rule.gamma, rule.leak, blend)
+    return new.astype(m.dtype), jnp.max(largest).astype(jnp.float32)
 
 
 def _means(block: Block, stat: kron.LayerStats, matrix: Array) -> tuple[Array, Array]:
@@ -144,17 +169,17 @@ def refresh(
 ) -> tuple[tuple, tuple, Array]:
     means = blocks.map(_means, stats, matrices)
 
-    def left(block: Block, m: Array, mean: tuple[Array, Array]) -> Array:
-        return _refreshed(m, mean[1], rule, block.dtype)
+    def one(side: int) -> tuple[tuple, list[Array]]:
+        factors = state.inv_left if side else state.inv_right
+        new = lambda block, m, mean: _refreshed(m, mean[side], rule, block.dtype)
+        pairs = blocks.map(new, factors, means)
+        found = [pair for pair in pairs if pair is not None]
+        return tuple(pair and pair[0] for pair in pairs), [top for _, top in found]
 
-    def right(block: Block, m: Array, mean: tuple[Array, Array]) -> Array:
-        return _refreshed(m, mean[0], rule, block.dtype)
-
-    inv_left = tuple(blocks.map(left, state.inv_left, means))
-    inv_right = tuple(blocks.map(right, state.inv_right, means))
+    (inv_right, tops), (inv_left, more) = one(0), one(1)
     largest = jnp.zeros((), jnp.float32)
-    for m in jax.tree.leaves((inv_left, inv_right)):
-        largest = jnp.maximum(largest, jnp.max(jnp.abs(m)).astype(jnp.float32))
+    for top in (*tops, *more):
+        largest = jnp.maximum(largest, top)
     return inv_left, inv_right, largest
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from .._extras import is_due, when
 from .._inject import static_args
 from ._adahessian import with_decay_and_rate
-from ._moments import cast_like, check_choice, check_range, one_more, wide
+from ._moments import adam, cast_like, check_choice, check_range, one_more, wide
 from ._window_fisher import emptied, scale_by_window_fisher
 
 
@@ -249,7 +249,7 @@ def scale_by_natural_galore(
         min_ndim=2,
         window_dtype=window_dtype,
     )
-    adam = optax.scale_by_adam(b1, b2, eps)
+    moments = adam(b1, b2, eps)
     options = _Options(rank, side, two_sided, min_ndim, modules)
 
     def init(params: PyTree) -> NaturalGaLoreState:
@@ -261,7 +261,7 @@ def scale_by_natural_galore(
             count=jnp.zeros((), jnp.int32),
             projector=treedef.unflatten(pairs),
             fisher=fisher.init(small),
-            adam=adam.init(small),
+            adam=moments.init(small),
         )
 
     def update(updates, state, params=None, **extra):
@@ -283,7 +283,7 @@ def scale_by_natural_galore(
         pairs, fisher_state, adam_state = when(due, refresh, lambda x: x, operand)
         small = treedef.unflatten(_projected(leaves, found, pairs))
         small, fisher_state = fisher.update(small, fisher_state)
-        small, adam_state = adam.update(small, adam_state)
+        small, adam_state = moments.update(small, adam_state)
         out = _expanded(treedef.flatten_up_to(small), leaves, found, pairs, scale)
         state = NaturalGaLoreState(
             one_more(state.count), treedef.unflatten(pairs), fisher_state, adam_state
