@@ -19,6 +19,9 @@ from . import headline, over_adamw
 from ._methods import SECOND_ORDER
 
 
+FASTEST = "benchmarks_optimizers_fastest.md"  # included by another page, too
+
+
 def sections(results: Results, folder: Path) -> list[str]:
     """Markdown of all families that were run."""
     parts = [
@@ -255,10 +258,32 @@ def _races(results: Results, folder: Path) -> list[str]:
         "radius in every step, `newton fixed` keeps it. L-BFGS has but its memory to "
         "tune, peers but their rate."
     )
-    parts = [note, _race_plot(results, tasks, folder)]
+    fastest = _fastest_table(results)
+    if results.device == "cpu":
+        (folder / FASTEST).write_text(fastest + "\n")
+    order = (
+        "Times over AdamW's, the fastest first; a method reached it with most seeds."
+    )
+    parts = [note, _race_plot(results, tasks, folder), order, fastest]
     for task in tasks:
         parts += [f"**{task}**", _race_table(results, task)]
     return parts
+
+
+def _fastest_table(results: Results) -> str:
+    """Who came first, by task; the page on choosing an optimizer quotes it."""
+    rows = []
+    for task in _tasks(results):
+        ratios = over_adamw(results.cases, task)
+        order = sorted(ratios, key=ratios.__getitem__)
+        cell = lambda name, r=ratios: f"{name} {number(r[name], 2)}"
+        first = [cell(name) for name in order[:3]]
+        best = next((cell(name) for name in order if name in SECOND_ORDER), "–")
+        raced = sum(name.startswith(f"race/{task},") for name in results.cases)
+        reached = f"{len(ratios)} of {raced}"
+        rows.append([task, *first, *["–"] * (3 - len(first)), best, reached])
+    head = ["task", "first", "second", "third", "first of second order", "reached it"]
+    return table(head, rows)
 
 
 def _race_table(results: Results, task: str) -> str:

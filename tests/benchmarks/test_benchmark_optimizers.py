@@ -20,7 +20,7 @@ from benchmarks.optimizers._exactness import hutchinson, natural_galore
 from benchmarks.optimizers._methods import METHODS, SECOND_ORDER, Method
 from benchmarks.optimizers._pruning import by_size
 from benchmarks.optimizers._race import Budget, race
-from benchmarks.optimizers._report import aims, sections
+from benchmarks.optimizers._report import FASTEST, aims, sections
 from benchmarks.optimizers._search import search
 from benchmarks.optimizers._speed import SIZES
 from benchmarks.optimizers._tasks import TASKS, Task, _characters, random_images
@@ -323,6 +323,9 @@ def test_report(tmp_path):
         "50% removed",
     ):
         assert text in page, text
+    row = "| digits | kfac 0.50 | adamw 1.0 | – | kfac 0.50 | 2 of 3 |"
+    assert row in page
+    assert row in (tmp_path / FASTEST).read_text()
     plots = {path.name for path in tmp_path.glob("*.svg")}
     assert plots == {
         "benchmarks_optimizers_cpu_races.svg",
