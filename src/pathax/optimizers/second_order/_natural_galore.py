@@ -81,7 +81,8 @@ def _basis(vectors: Array) -> Array:
     lead = jnp.take_along_axis(vectors, place[None], axis=0)
     size = jnp.abs(lead)
     one = jnp.ones_like(lead)
-    phase = jnp.where(size > 0, lead / jnp.where(size > 0, size, 1), one)
+    safe = jnp.where(size > 0, size, 1).astype(lead.dtype)
+    phase = jnp.where(size > 0, lead / safe, one)
     return vectors * jnp.conj(phase)
 
 
