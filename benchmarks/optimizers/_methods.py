@@ -38,6 +38,7 @@ class Method:
     - `diagonal(loss, params, batch, grads, key)`: the diagonal, when it is due, instead
       of the optimizer's own estimate.
     - `keeps`: its state holds the next value and gradient.
+    - `whole`: it takes all data as one batch, where the others draw batches.
     - `needs`: traits that a task must have.
     - `races`: whether it takes part in races; else its steps alone are timed.
     - `packages`: what it comes from, beside Optax.
@@ -55,6 +56,7 @@ class Method:
     fused: bool = False
     diagonal: Callable[..., Any] | None = None
     keeps: bool = False
+    whole: bool = False
     needs: frozenset[str] = frozenset()
     races: bool = True
     packages: tuple[str, ...] = ()
@@ -196,16 +198,20 @@ _ALL = (
     ),
     Method("muon", _muon, "first", "beta", (0.95, 0.9, 0.8), needs=_LAYERS),
     Method("galore", _galore, "first", *_MOMENT, needs=_LAYERS),
-    Method(
-        "lbfgs",
-        lambda r, memory, t: o.lbfgs(memory_size=int(memory)),
-        "newton",
-        "memory_size",
-        (10, 5, 20, 50),
-        rates=(),
-        static=True,
-        keeps=True,
-        needs=frozenset({"deterministic"}),
+    *(
+        Method(
+            "lbfgs" if trait == "deterministic" else "lbfgs whole",
+            lambda r, memory, t: o.lbfgs(memory_size=int(memory)),
+            "newton",
+            "memory_size",
+            (10, 5, 20, 50),
+            rates=(),
+            static=True,
+            keeps=True,
+            whole=trait == "whole",
+            needs=frozenset({trait}),
+        )
+        for trait in ("deterministic", "whole")
     ),
     # Diagonals
     Method(
@@ -322,7 +328,7 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 SECOND_ORDER = tuple(
     m.name
     for m in _ALL
-    if m.kind not in ("bare", "first", "tensors") and m.name != "lbfgs"
+    if m.kind not in ("bare", "first", "tensors") and not m.name.startswith("lbfgs")
 )
 
 
@@ -340,6 +346,7 @@ def training_step(method: Method, task: Task) -> Callable:
 
     def step(params, state, batch, key, rate, own):
         tx = method.make(rate, own, task)
+        batch = task.whole if method.whole else batch
         if method.step is not None:
             return method.step(tx, task, params, state, batch, key)
         tx = optax.with_extra_args_support(tx)
@@ -347,7 +354,7 @@ def training_step(method: Method, task: Task) -> Callable:
             loss = lambda p: task.loss(p, batch)
             derive = _fused if method.fused else _kept
             grads, extra = derive(loss, params, state, key)
-            if method.kind == "newton" and method.name != "lbfgs":
+            if method.kind == "newton" and not method.name.startswith("lbfgs"):
                 extra |= _curvature(task, params, batch)
         else:
             prepare = o.extras(tx, task.loss, predict=predict, residual=task.residual)

@@ -255,8 +255,9 @@ def _races(results: Results, folder: Path) -> list[str]:
         "at the metric. Times, and those of one *step*, are in steps of AdamW on the "
         "same task, which are timed just before and after; given are the median over "
         "seeds and the range. *Reached* counts seeds. `newton` searches for a trust "
-        "radius in every step, `newton fixed` keeps it. L-BFGS has but its memory to "
-        "tune, peers but their rate."
+        "radius in every step, `newton fixed` keeps it. Both, and L-BFGS, need a loss "
+        "that stays the same; `lbfgs whole` takes all data in every step. L-BFGS has "
+        "but its memory to tune, peers but their rate."
     )
     fastest = _fastest_table(results)
     if results.device == "cpu":
@@ -350,7 +351,7 @@ _STYLES = {
 def _kind(method: str) -> str:
     if method in SECOND_ORDER:
         return "second order"
-    if method == "lbfgs":
+    if method.startswith("lbfgs"):
         return "L-BFGS"
     if method.startswith("somax"):
         return "peer"

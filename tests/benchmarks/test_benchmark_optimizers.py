@@ -16,7 +16,7 @@ from benchmarks._case import Config, SkippedError
 from benchmarks._report import Results
 from benchmarks.optimizers import _parity, _peers, _race, _runner, _speed, _tasks
 from benchmarks.optimizers._direction import sine
-from benchmarks.optimizers._exactness import hutchinson, natural_galore
+from benchmarks.optimizers._exactness import hutchinson, mkor, natural_galore
 from benchmarks.optimizers._methods import METHODS, SECOND_ORDER, Method
 from benchmarks.optimizers._pruning import by_size
 from benchmarks.optimizers._race import Budget, race
@@ -80,6 +80,8 @@ def test_methods_run_where_they_fit():
     assert "race/quadratic,newton" in full
     assert "race/quadratic,kfac" not in full
     assert "race/digits,newton" not in full
+    assert "race/digits,lbfgs" not in full
+    assert "race/digits,lbfgs whole" in full
     assert "race/fourier,somax adahessian" not in full
 
 
@@ -272,6 +274,7 @@ def test_without_the_authors_code_parity_is_skipped(monkeypatch, tmp_path):
 
 def test_exactness():
     assert 0 < hutchinson() < 1e-6
+    assert 0 < mkor() < 1e-6
     assert 0 < natural_galore() < 1e-6
 
 

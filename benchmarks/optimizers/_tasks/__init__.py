@@ -29,7 +29,8 @@ _CLASSES = frozenset({"real", "layers", "outputs"})
 # Name in results -> how to build it, and what methods may ask of it: parameters that
 # are `real`, or those of instrumented `layers`; a `deterministic` loss; `outputs`
 # (residuals, too) of a likelihood; one row of outputs, of `classes`, an example;
-# residuals so few that a matrix of all `rows` is small.
+# residuals so few that a matrix of all `rows` is small; data so few that their `whole`
+# can be a batch.
 TASKS: dict[str, tuple[Callable[[], Task], frozenset[str]]] = {
     "logistic 1e-4": (lambda: logistic(1e-4), _SMOOTH),
     "logistic 1e-6": (lambda: logistic(1e-6), _SMOOTH),
@@ -39,7 +40,7 @@ TASKS: dict[str, tuple[Callable[[], Task], frozenset[str]]] = {
     "pinn 1e-3": (lambda: poisson(1e-3), _LEAST_SQUARES | {"rows"}),
     "pinn 1e-5": (lambda: poisson(1e-5), _LEAST_SQUARES | {"rows"}),
     "spiral": (spiral, _LEAST_SQUARES | {"rows"}),
-    "digits": (digits, _CLASSES | {"classes"}),
+    "digits": (digits, _CLASSES | {"classes", "whole"}),
     "characters": (characters, _CLASSES),
     "fourier": (fourier, frozenset({"outputs"})),
 }

@@ -31,6 +31,7 @@ def classifier(name: str, x: jax.Array, y: jax.Array, width: int, **options) -> 
         metric=lambda params: loss(params, (x, y)),
         predict=lambda params, batch: apply(params, batch[0]),
         labels=lambda batch: batch[1],
+        whole=(x, y),
         **options,
     )
 

@@ -30,6 +30,7 @@ class Task:
     - `residual(params, batch)`: for least squares.
     - `labels(batch)`: of a classifier.
     - `curvature(params)`: in closed form, for Newton.
+    - `whole`: all data as one batch, where `sample` draws some of it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     labels: Callable[[Batch], jax.Array] | None = None
     curvature: Callable[[Params], Any] | None = None
     likelihood: str = "categorical"
+    whole: Batch | None = None
 
 
 def network(sizes: tuple[int, int, int], depth: int, activation: Callable, **options):
