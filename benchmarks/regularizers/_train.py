@@ -4,7 +4,6 @@ import functools
 import time
 from typing import Any, NamedTuple
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,18 +12,8 @@ import optax
 
 import pathax as px
 
-from .._case import Case, Config
-from ._tasks import (
-    TASKS,
-    Model,
-    Task,
-    arguments,
-    loss_of,
-    padded,
-    solve,
-    solver_of,
-    weights_of,
-)
+from ._methods import METHODS, Run, loss_of, weights_of
+from ._tasks import TASKS, Task
 
 
 OPTIMIZERS = {
@@ -34,10 +23,11 @@ OPTIMIZERS = {
 }
 # A weight may cost half a point of accuracy on the data it is chosen by.
 ALLOWED = 0.005
+_ROUNDS = 15
 
 
 class Setting(NamedTuple):
-    """What the runs of a table share."""
+    """What the runs of a table share; `weights` says how many are tried."""
 
     task: str
     optimizer: str
@@ -46,129 +36,183 @@ class Setting(NamedTuple):
     weights: int
 
 
-def _stack(parts: list) -> Any:
-    return jax.tree.map(lambda *x: np.stack(x), *parts)
+class _Seed(NamedTuple):
+    """Batches of all steps, and the parts that are only evaluated on, in chunks."""
+
+    train: tuple
+    validation: tuple
+    test: tuple
+
+
+def _cast(arrays: tuple, task: Task) -> tuple:
+    real = lambda x: x.dtype.kind == "f"
+    kept = lambda x: x.astype(task.dtype if real(x) else np.int32)
+    return tuple(kept(np.asarray(x)) for x in arrays)
+
+
+def _chunks(arrays: tuple, size: int) -> tuple:
+    size = min(size, len(arrays[0]))
+    count = len(arrays[0]) // size
+    return tuple(x[: count * size].reshape(count, size, *x.shape[1:]) for x in arrays)
+
+
+def _of_seed(setting: Setting, seed: int) -> _Seed:
+    task = TASKS[setting.task]
+    data = task.load(seed)
+    count, rng = len(data.train[0]), np.random.default_rng(seed)
+    epochs = -(-setting.steps * task.batch // count)
+    order = np.concatenate([rng.permutation(count) for _ in range(epochs)])
+    order = order[: setting.steps * task.batch].reshape(setting.steps, task.batch)
+    batches = tuple(x[order] for x in _cast(data.train, task))
+    rest = (_chunks(_cast(x, task), task.chunk) for x in (data.validation, data.test))
+    return _Seed(batches, *rest)
 
 
 @functools.cache
-def _data(setting: Setting) -> tuple:
-    """All parts and the order of the batches, along an axis of seeds."""
-    task, parts, orders = TASKS[setting.task], [], []
-    for seed in range(setting.seeds):
-        data = task.load(seed)
-        parts.append(type(data)(*((padded(task, x), y) for x, y in data)))
-        count, rng = len(data.train[0]), np.random.default_rng(seed)
-        epochs = -(-setting.steps * task.batch // count)
-        order = np.concatenate([rng.permutation(count) for _ in range(epochs)])
-        order = order[: setting.steps * task.batch]
-        orders.append(order.reshape(setting.steps, task.batch).astype(np.int32))
-    return _stack(parts), np.stack(orders)
+def data_of(setting: Setting) -> _Seed:
+    """Of all seeds, along a leading axis."""
+    seeds = [_of_seed(setting, seed) for seed in range(setting.seeds)]
+    return jax.tree.map(lambda *x: np.stack(x), *seeds)
 
 
 def _trainer(setting: Setting, method: str):
-    """From a seed's key, data and order, and a weight, to parameters."""
+    """From seeds and weights to parameters.
+
+    One run after the other: each stops at its own number of steps of the solver.
+    """
     task, steps = TASKS[setting.task], setting.steps
     rate = optax.cosine_decay_schedule(task.learning_rate, steps)
     optimizer = OPTIMIZERS[setting.optimizer](rate)
-    loss = loss_of(task, method)
+    loss, kind = loss_of(task, method), METHODS[method].kind
 
-    def train(key, data, order, weight):
-        model = Model(task, key)
-        # The penalty comes in over the second third of training.
+    def train(key, batches, weight):
+        model = task.model(key)
+        # A penalty comes in over the second third of training.
         ramp = lambda step: weight * jnp.clip(3 * step / steps - 1, 0.0, 1.0)
-        options = {"penalty": weight if method == "steer" else ramp}
+        options = {"penalty": ramp if kind == "penalty" else weight}
         state = px.training.init_state(model, optimizer, key, options)
         step = px.training.train_step(
             model, loss, optimizer, has_aux=True, weights=options, nan="skip"
         )
-
-        def one(state, rows):
-            return step(state, (data[0][rows], data[1][rows]))
-
-        state, metrics = jax.lax.scan(one, state, order)
+        state, metrics = jax.lax.scan(step, state, batches)
         return state.params, state.bad_steps, metrics["evaluations"].mean()
 
-    of_weights = jax.vmap(train, (None, None, None, 0))
-    return jax.jit(jax.vmap(of_weights, (0, 0, 0, None)))
+    def all_weights(seed, weights):
+        key, batches = seed
+        return jax.lax.map(lambda weight: train(key, batches, weight), weights)
+
+    run = lambda keys, data, w: jax.lax.map(lambda s: all_weights(s, w), (keys, data))
+    return jax.jit(run)
 
 
-def _whole(task: Task, params: Any) -> Model:
-    model = Model(task, jax.random.key(0))
+def _whole(task: Task, params: Any) -> Any:
+    model = task.model(jax.random.key(0))
     return eqx.combine(params, eqx.filter(model, eqx.is_inexact_array, inverse=True))
 
 
-@functools.cache
-def _predictor(name: str, tolerance: float, solver: str | None):
-    """Evaluations and accuracy, of one set of parameters."""
+def _predictor(name: str, **options: Any):
+    """Evaluations and accuracy, the mean over chunks; and whether all were solved."""
     task = TASKS[name]
-    chosen = getattr(dfx, solver)() if solver else None
 
-    def predict(params, x, y):
-        model, key = _whole(task, params), jax.random.key(7)
-        options = {"tolerance": task.tolerance * tolerance, "solver": chosen}
-        logits, record = solve(task, model, {}, x, key, **options)
-        right = jnp.mean((jnp.argmax(logits, 1) == y).astype(jnp.float32))
-        return record.evaluations.total.drift, right, logits
+    def one(params, chunk):
+        run = Run(task, {}, **options)
+        found, record = task.predict(
+            _whole(task, params), chunk, jax.random.key(7), run
+        )
+        evaluations = record.evaluations.total.drift
+        return evaluations, task.score(found, chunk), record.complete
+
+    def predict(params, chunks):
+        evaluations, score, complete = jax.lax.map(lambda c: one(params, c), chunks)
+        dtype = score.dtype
+        return evaluations.astype(dtype).mean(), score.mean(), jnp.all(complete)
 
     return predict
 
 
 @functools.cache
 def _of_all(name: str):
-    predict = _predictor(name, 1.0, None)
-    short = lambda *args: predict(*args)[:2]
-    # One after the other: none waits for the one that takes the most steps.
-    lanes = lambda params, x, y: jax.lax.map(lambda p: short(p, x, y), params)
-    return jax.jit(lanes)
+    """Of all weights of a seed."""
+    predict = _predictor(name)
+    return jax.jit(lambda p, chunks: jax.lax.map(lambda q: predict(q, chunks), p))
 
 
 @functools.cache
-def _one(name: str, tolerance: float, solver: str | None):
-    return jax.jit(_predictor(name, tolerance, solver))
+def _compared(name: str):
+    """With the task's solver, another, a tighter tolerance, and a looser."""
+    task = TASKS[name]
+    ways = {
+        "same": _predictor(name),
+        "tight": _predictor(name, tolerance=0.1),
+        "loose": _predictor(name, tolerance=10.0),
+        "other": _predictor(name, solver=task.other),
+    }
+    return jax.jit(lambda p, chunks: {k: way(p, chunks) for k, way in ways.items()})
 
 
 @functools.cache
-def _bare(name: str):
-    """A prediction by Diffrax alone, to be timed and compared."""
+def _alone(name: str, *, bare: bool):
+    """A prediction by Diffrax alone, or with what counts, of one chunk."""
     task = TASKS[name]
 
-    def predict(params, x):
-        model, (noise, _) = _whole(task, params), jax.random.split(jax.random.key(7))
-        position, options = arguments(task, x, task.tolerance)
-        terms = model.terms(x, noise)
-        return model.logits(
-            dfx.diffeqsolve(terms, solver_of(task), *position, **options)
-        )
+    def predict(params, chunk):
+        run = Run(task, None if bare else {})
+        return task.predict(_whole(task, params), chunk, jax.random.key(7), run)[0]
 
     return jax.jit(predict)
 
 
+@functools.cache
+def _times(name: str):
+    """Of all steps of a prediction."""
+    task = TASKS[name]
+
+    def steps(params, chunk):
+        run = Run(task, None, steps=[])
+        task.predict(_whole(task, params), chunk, jax.random.key(7), run)
+        assert run.steps is not None
+        return run.steps[0]
+
+    return jax.jit(steps)
+
+
+def _rounded(times: Any) -> list[float]:
+    times = np.asarray(times, np.float64)
+    return [float(f"{t:.5g}") for t in times[np.isfinite(times)]]
+
+
 @functools.cache  # the plain runs are shared by all methods
 def lanes(setting: Setting, method: str) -> dict[str, Any]:
-    """All seeds and weights of a method, trained at once; and what they come to."""
-    data, orders = _data(setting)
-    grid = weights_of(TASKS[setting.task], method)[: setting.weights]
-    weights = np.asarray(grid, np.float32)
+    """All seeds and weights of a method, and what they come to."""
+    data, task = data_of(setting), TASKS[setting.task]
+    weights = np.asarray(weights_of(task, method, setting.weights), task.dtype)
     keys = jax.random.split(jax.random.key(0), setting.seeds)
+    compiled = _trainer(setting, method).lower(keys, data.train, weights).compile()
     start = time.perf_counter()
-    out = _trainer(setting, method)(keys, data.train, orders, weights)
-    params, bad, evaluations = jax.block_until_ready(out)
+    params, bad, evaluations = jax.block_until_ready(
+        compiled(keys, data.train, weights)
+    )
     found: dict[str, Any] = {
         "params": params,
         "weights": weights,
         "bad_steps": np.asarray(bad),
-        "train_evaluations": np.asarray(evaluations),
-        "seconds": time.perf_counter() - start,
+        "train_evaluations": np.asarray(evaluations, np.float64),
+        "seconds": (time.perf_counter() - start) / bad.size,
     }
+    predict = _of_all(setting.task)
     for part in ("validation", "test"):
         values = [
-            _of_all(setting.task)(
-                jax.tree.map(lambda p, s=seed: p[s], params),
-                *(z[seed] for z in getattr(data, part)),
+            predict(
+                *jax.tree.map(lambda x, s=seed: x[s], (params, getattr(data, part)))
             )
             for seed in range(setting.seeds)
         ]
-        found[part] = [np.asarray(v, np.float64) for v in zip(*values, strict=True)]
+        evaluations, score, complete = (
+            np.asarray(v, np.float64) for v in zip(*values, strict=True)
+        )
+        failed = ~np.isfinite(score) | (complete == 0)
+        found[part] = [evaluations, np.where(failed, 0.0, score)]
+        found["failed"] = failed
     return found
 
 
@@ -181,15 +225,15 @@ def choose(found: dict, plain: dict) -> int:
     return int(np.argmin(np.where(enough, evaluations, np.inf)))
 
 
-def _timed(name: str, pairs: list, x: np.ndarray) -> list[float]:
+def _timed(name: str, pairs: list, chunks: list) -> list[float]:
     """Time of a prediction over that of its twin, taken in turns."""
-    predict, ratios = _bare(name), []
-    for seed, pair in enumerate(pairs):
+    predict, ratios = _alone(name, bare=True), []
+    for pair, chunk in zip(pairs, chunks, strict=True):
         times: list[list[float]] = [[], []]
-        for _ in range(21):
+        for _ in range(_ROUNDS):
             for params, kept in zip(pair, times, strict=True):
                 start = time.perf_counter()
-                jax.block_until_ready(predict(params, x[seed]))
+                jax.block_until_ready(predict(params, chunk))
                 kept.append(time.perf_counter() - start)
         plain, own = (float(np.median(kept[1:])) for kept in times)
         ratios.append(own / plain)
@@ -204,98 +248,69 @@ def bootstrap(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _comparison(name: str, pairs: list, tests: list) -> dict[str, Any]:
+    """What remains of the gain elsewhere; and what a looser tolerance would give."""
+    compare = _compared(name)
+    out = [[compare(p, x) for p in pair] for pair, x in zip(pairs, tests, strict=True)]
+    take = lambda way, who, what: np.array([float(o[who][way][what]) for o in out])
+    ratio = lambda way: np.exp(np.mean(np.log(take(way, 1, 0) / take(way, 0, 0))))
+    first = [jax.tree.map(lambda x: x[0], chunks) for chunks in tests]
+    both = [
+        [_alone(name, bare=bare)(pair[1], chunk) for bare in (False, True)]
+        for pair, chunk in zip(pairs, first, strict=True)
+    ]
+    apart = lambda a, b: float(jnp.max(jnp.abs(a - b)))
+    same = [max(jax.tree.leaves(jax.tree.map(apart, *pair))) for pair in both]
+    plain = [take(way, 0, what) for way in ("loose", "same") for what in (0, 1)]
+    return {
+        "nfe_ratio_tight": float(ratio("tight")),
+        "nfe_ratio_other_solver": float(ratio("other")),
+        "accuracy_change_tight_pt": 100
+        * float((take("tight", 1, 1) - take("same", 1, 1)).mean()),
+        "difference_to_bare": max(same),
+        "loose_nfe_ratio": float(plain[0].mean() / plain[2].mean()),
+        "loose_accuracy_change_pt": float((plain[1] - plain[3]).mean() * 100),
+        "predict_time_ratio": float(np.median(_timed(name, pairs, first))),
+        "steps": [_rounded(_times(name)(params, first[0])) for params in pairs[0]],
+    }
+
+
+def paired(setting: Setting, method: str) -> dict:
+    """All figures of a method on a task, beside its twin's."""
+    with jax.enable_x64(TASKS[setting.task].double):
+        return _paired(setting, method)
+
+
 def _paired(setting: Setting, method: str) -> dict:
     plain, found = lanes(setting, "plain"), lanes(setting, method)
-    at = choose(found, plain)
-    seeds = range(setting.seeds)
+    at, seeds = choose(found, plain), range(setting.seeds)
     take = lambda tree, s, w: jax.tree.map(lambda p: p[s, w], tree)
     pairs = [(take(plain["params"], s, 0), take(found["params"], s, at)) for s in seeds]
-    (x, y), name = _data(setting)[0].test, setting.task
-    other = "SPaRK" if TASKS[name].noise else "Dopri5"
-    logs = {"": np.log(found["test"][0][:, at] / plain["test"][0][:, 0])}
-    agree, same, loose = [], [], []
-    for suffix, options in {"_tight": (0.1, None), "_other": (1.0, other)}.items():
-        predict = _one(name, *options)
-        count = lambda p, s, predict=predict: float(predict(p, x[s], y[s])[0])
-        logs[suffix] = np.log(
-            [count(b, s) / count(a, s) for s, (a, b) in enumerate(pairs)]
-        )
-    for s, (before, after) in enumerate(pairs):
-        classes = lambda out: np.argmax(np.asarray(out[2]), 1)
-        here = _one(name, 1.0, None)(after, x[s], y[s])
-        there = _one(name, 0.1, None)(after, x[s], y[s])
-        agree.append(np.mean(classes(here) == classes(there)))
-        same.append(np.max(np.abs(np.asarray(here[2]) - _bare(name)(after, x[s]))))
-        loose.append(_one(name, 10.0, None)(before, x[s], y[s])[:2])
+    tests = [jax.tree.map(lambda x, s=s: x[s], data_of(setting).test) for s in seeds]
+    logs = np.log(found["test"][0][:, at] / plain["test"][0][:, 0])
     change = (found["test"][1][:, at] - plain["test"][1][:, 0]) * 100
-    low, high = np.exp(bootstrap(logs[""]))
-    loose = np.asarray(loose, np.float64)
+    left = np.log((1 - found["test"][1][:, at]) / (1 - plain["test"][1][:, 0]))
+    low, high = np.exp(bootstrap(logs))
     return {
         "weight": float(found["weights"][at]),
         "nfe_plain": float(plain["test"][0].mean()),
-        "nfe_ratio": float(np.exp(logs[""].mean())),
+        "nfe_ratio": float(np.exp(logs.mean())),
         "nfe_ratio_lower95": float(low),
         "nfe_ratio_upper95": float(high),
-        "nfe_ratio_tight": float(np.exp(logs["_tight"].mean())),
-        "nfe_ratio_other_solver": float(np.exp(logs["_other"].mean())),
         "nfe_ratio_train": float(
             found["train_evaluations"][:, at].mean() / plain["train_evaluations"].mean()
         ),
-        "predict_time_ratio": float(np.median(_timed(name, pairs, x))),
         "accuracy_plain": float(plain["test"][1].mean()),
         "accuracy_change_pt": float(change.mean()),
         "accuracy_change_lower95_pt": bootstrap(change)[0],
-        "agreement_tight": float(np.mean(agree)),
-        "difference_to_bare": float(np.max(same)),
-        "loose_nfe_ratio": float(loose[:, 0].mean() / plain["test"][0].mean()),
-        "loose_accuracy_change_pt": float(
-            (loose[:, 1].mean() - plain["test"][1].mean()) * 100
-        ),
+        "error_ratio": float(np.exp(left.mean())),
+        **_comparison(setting.task, pairs, tests),
         "bad_steps": int(found["bad_steps"][:, at].sum()),
+        "failed": [int(x["failed"].sum()) for x in (plain, found)],
         "seconds": found["seconds"],
+        "seconds_plain": plain["seconds"],
         "weights": found["weights"].tolist(),
         "plain": [x[:, 0].tolist() for x in plain["test"]],
         "validation": [x.tolist() for x in found["validation"]],
         "test": [x.tolist() for x in found["test"]],
     }
-
-
-def training_cases(config: Config) -> list[Case]:
-    """Each method beside none, on each task."""
-    out = []
-
-    def add(methods, task, optimizer="adamw", **options):
-        setting = Setting(task, optimizer, **options)
-        for method in methods:
-            parts = (task, method) + (optimizer,) * (optimizer != "adamw")
-            out.append(
-                Case(
-                    f"train/{','.join(parts)}",
-                    {**setting._asdict(), "grid": weights_of(TASKS[task], method)},
-                    measure=lambda _, s=setting, m=method: _paired(s, m),
-                    packages=("scikit-learn",),
-                    revision=2,
-                )
-            )
-
-    if config.fast:
-        few = {"seeds": 2, "steps": 150, "weights": 2}
-        for task in ("spirals", "digits"):
-            add(("step cost", "local", "error"), task, **few)
-        return out
-    full = {"seeds": 5, "steps": 300, "weights": 3}
-    long = {**full, "steps": 800}
-    tasks = {"digits": full, "mnist": full, "spirals": long}
-    groups = (("step cost", "error", "local"), ("published local", "steer", "taynode"))
-    for group in groups:
-        add(group, "digits", **full)
-    add(groups[0], "mnist", **full)
-    for optimizer in ("soap", "shampoo"):
-        add(("step cost",), "digits", optimizer, **full)
-    add(groups[0], "spirals", **long)
-    add(groups[1], "mnist", **full)
-    add(groups[0], "digits-sde", **full)
-    for task, options in tasks.items():
-        add(("rnode",), task, **options)
-    add(groups[1], "spirals", **long)
-    return out

@@ -1,12 +1,18 @@
 """The regularizers' subject: its cases are well formed, and its arithmetic is right."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import regularizers
 from benchmarks._case import Config
 from benchmarks._report import Results
 from benchmarks.regularizers import _train
-from benchmarks.regularizers._report import hypervolume, sections
+from benchmarks.regularizers._front import hypervolume
+from benchmarks.regularizers._methods import loss_of
+from benchmarks.regularizers._report import sections
+from benchmarks.regularizers._tasks import TASKS
+from benchmarks.regularizers._tasks._task import explained
 
 
 def _figures(**figures) -> dict:
@@ -18,6 +24,8 @@ def _figures(**figures) -> dict:
         "nfe_plain": 100.0,
     }
     found |= {"accuracy_plain": 0.9, "accuracy_change_pt": -0.25}
+    found |= {"accuracy_change_lower95_pt": -0.4}
+    found |= {"steps": [[0.0, 0.1, 0.3, 1.0], [0.0, 0.2, 1.0]]}
     found |= {"loose_accuracy_change_pt": 0.0, "plain": [[100.0] * 2, [0.9] * 2]}
     found |= {"test": [[[60.0, 30.0]] * 2, [[0.9, 0.89]] * 2], **figures}
     return {"status": "ok", "fast": False, "figures": found}
@@ -55,21 +63,61 @@ def test_volume_under_a_front():
 
 
 def test_report(tmp_path):
+    bias = {"weights": [0.0, 0.1], "evaluations": [200.0, 100.0], "error": [0.01, 0.1]}
+    bias |= {f"damping_off_{x}": [0.1, -4.0] for x in ("percent", "lower95", "upper95")}
+    ratios = {"median": 1.02, "q1": 1.01, "q3": 1.03}
+    ok = {"status": "ok", "fast": False}
     data = {
-        "train/spirals,step cost": _figures(),
-        "train/spirals,error": _figures(nfe_ratio_upper95=0.4, accuracy_change_pt=-3.0),
-        "train/spirals,step cost,soap": _figures(nfe_ratio_upper95=0.7),
-        "overhead/solve": {
-            "status": "ok",
-            "fast": False,
-            "ratios": {"pathax over bare": {"median": 1.02}},
+        "train/mnist,step cost": _figures(),
+        "train/mnist,error": _figures(nfe_ratio_upper95=0.4, accuracy_change_pt=-3.0),
+        "train/mnist,step cost,soap": _figures(nfe_ratio_upper95=0.7),
+        "bias/some": {**ok, "figures": bias},
+        "overhead/solve": {**ok, "ratios": {"pathax over bare": ratios}},
+        "overhead/training": {
+            **ok,
+            "ratios": {
+                "local over plain": ratios | {"median": 1.1},
+                "published biased over plain": ratios | {"median": 1.14},
+            },
         },
     }
     results = Results("regularizers", "cpu", {"cases": data})
     page = "\n\n".join(sections(results, tmp_path))
-    for text in ("0.500 (0.500 to 0.500)", "| -0.25 |", "undecided", "spirals, soap"):
+    expected = ("0.500 (0.500 to 0.500)", "-0.25 (≥ -0.40)", "undecided", "| soap |")
+    for text in (
+        *expected,
+        "on 1 of 1 tasks: mnist",
+        "97.94 to 97.32 % right",
+        "-4.00",
+    ):
         assert text in page, text
-    assert (tmp_path / "benchmarks_regularizers_cpu_front.svg").exists()
+    for what in ("front", "steps"):
+        assert (tmp_path / f"benchmarks_regularizers_cpu_{what}.svg").exists()
     found = regularizers.headline(results.cases)
     assert found["nfe_ratio_upper95_best"] == 0.5
-    assert np.isclose(found["accumulation_overhead"], 0.02)
+    assert found["step_time_local"] == 1.14  # the slower of the two
+    overhead = found["accumulation_overhead"]
+    assert overhead is not None
+    assert np.isclose(overhead, 0.02)
+
+
+def test_a_task_gives_a_loss():
+    task = TASKS["spiral ODE"]._replace(batch=8)
+    data = task.load(0)
+    batch = _train._cast(tuple(x[:8] for x in data.train), task)
+    with jax.enable_x64(task.double):
+        loss = jax.jit(loss_of(task, "step cost"))
+        weights = {"penalty": jnp.asarray(0.1)}
+        key = jax.random.key(0)
+        value, found = loss(task.model(key), batch, key, weights)
+        assert value.dtype == task.dtype
+        assert np.isfinite(value)
+        assert found["evaluations"] > 6
+
+
+def test_explained():
+    target = jnp.array([1.0, 2.0, 3.0])
+    assert explained(target, target) == 1
+    assert explained(jnp.full(3, 2.0), target) == 0
+    mask = jnp.array([1.0, 1.0, 0.0])
+    assert explained(jnp.array([1.0, 2.0, 9.0]), target, mask) == 1

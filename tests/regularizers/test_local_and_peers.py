@@ -45,6 +45,8 @@ def run(terms, solver, controller, y0, args, penalties, dt0=0.1, **options):
         )[1]
 
 
+LOOSE = tolerance(1e-3)
+
 # Sampled steps ----------------------------------------------------------------------
 
 
@@ -113,6 +115,31 @@ def test_local_penalties_go_with_backsolve():
         backwards = jax.grad(value)(args, dfx.BacksolveAdjoint())
         assert jnp.any(discrete != 0)
         np.testing.assert_allclose(discrete, backwards, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps():
+    """A sampled penalty is that of a step; one over all steps keeps some of them."""
+    y0, args = inputs(np.float32)
+
+    def memory(penalty, adjoint, max_steps):
+        def value(args):
+            options = {"adjoint": adjoint, "max_steps": max_steps}
+            penalties = {"one": penalty}
+            key = jax.random.key(0)
+            record = run(
+                ode(), dfx.Tsit5(), LOOSE, y0, args, penalties, key=key, **options
+            )
+            return record.penalties["one"]
+
+        compiled = jax.jit(jax.grad(value)).lower(args).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    sizes = (64, 4096)
+    local = [memory(Local(), dfx.BacksolveAdjoint(), n) for n in sizes]
+    assert local[0] == local[1]
+    whole = [memory(Error(), dfx.RecursiveCheckpointAdjoint(), n) for n in sizes]
+    assert whole[1] > 2 * whole[0]
 
 
 def test_an_event_before_every_draw_is_told():

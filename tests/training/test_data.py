@@ -76,6 +76,30 @@ def test_a_source_comes_back_to_its_place(name):
     assert first.position() == second.position()
 
 
+@pytest.mark.parametrize("kind", ["dataset", "loader"])
+def test_grain_comes_back_to_its_place(kind):
+    """Both of its interfaces, shuffled and repeated."""
+    grain = pytest.importorskip("grain")
+    x = np.arange(7)
+
+    def source():
+        if kind == "dataset":
+            shuffled = grain.MapDataset.source(x).seed(1).shuffle().repeat()
+            return as_source(shuffled.to_iter_dataset().batch(2))
+        sampler = grain.samplers.IndexSampler(
+            7, shard_options=grain.sharding.NoSharding(), shuffle=True, seed=0
+        )
+        operations = [grain.transforms.Batch(2)]
+        return as_source(
+            grain.DataLoader(data_source=x, sampler=sampler, operations=operations)
+        )
+
+    first, second = source(), source()
+    _take(first, 5)
+    second.seek(first.position())
+    assert np.array_equal(_take(first, 6), _take(second, 6))
+
+
 def test_a_list_starts_again_and_a_generator_ends():
     assert _take(as_source([1, 2]), 5) == [1, 2, 1, 2, 1]
     source = as_source(i for i in range(2))

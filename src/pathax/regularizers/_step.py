@@ -1,5 +1,6 @@
 """What a penalty sees of one step of a solver."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,20 +62,48 @@ def scaled_error(y0: PyTree, y1: PyTree, error: PyTree, tol: Tolerances) -> Arra
     """Norm of the error in units of the tolerances, as Diffrax's controllers take it.
 
     With a derivative that is finite where the error is infinite (a step that will be
-    rejected) or zero (a field that the solver integrates exactly).
+    rejected) or zero (a field that the solver integrates exactly). Where the norm is
+    not finite, zero.
     """
+    q = _as_controllers(tol.norm, y0, y1, error, tol.rtol, tol.atol)
+    return jnp.where(jnp.isfinite(q), q, jnp.zeros_like(q))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _as_controllers(norm, y0, y1, error, rtol, atol) -> Array:
+    """By the very operations of `diffrax.PIDController`: in a solve that has one the
+    compiler finds them twice and computes them once."""
+
+    def scale(start: Array, end: Array, err: Array) -> Array:
+        # What the solver returns as NaN the controller is given as infinite.
+        err = jnp.where(jnp.isnan(err), jnp.inf, err)
+        end = jnp.where(jnp.isnan(end).any(), start, end)
+        size = jnp.maximum(jnp.abs(start), jnp.abs(end))
+        with jax.numpy_dtype_promotion("standard"):
+            return err / (atol + size * rtol)
+
+    return jnp.asarray(norm(jax.tree.map(scale, y0, y1, error)))
+
+
+@_as_controllers.defjvp
+def _derivative(norm, primals, tangents):
+    _, tangent = jax.jvp(functools.partial(_with_care, norm), primals, tangents)
+    value = _as_controllers(norm, *primals)
+    return value, tangent.astype(value.dtype)
+
+
+def _with_care(norm, y0, y1, error, rtol, atol) -> Array:
+    """The same where it is finite, from operations that have derivatives elsewhere."""
+    finite = lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
 
     def scale(start: Array, end: Array, err: Array) -> Array:
         end = jnp.where(jnp.isfinite(end), end, start)
         size = jnp.maximum(jnp.abs(start), jnp.abs(end))
         with jax.numpy_dtype_promotion("standard"):
-            scaled = err / (tol.atol + size * tol.rtol)
-        return scaled.astype(err.dtype)
+            scaled = err / (atol + size * rtol)
+        return finite(scaled.astype(err.dtype))
 
-    finite = lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
-    scaled = jax.tree.map(scale, y0, y1, jax.tree.map(finite, error))
-    scaled = jax.tree.map(finite, scaled)
-    return safe_norm(scaled, tol.norm)
+    return safe_norm(jax.tree.map(scale, y0, y1, jax.tree.map(finite, error)), norm)
 
 
 def safe_norm(tree: PyTree, norm: Callable = optx.rms_norm) -> Array:
