@@ -21,8 +21,9 @@ OPTIMIZERS = {
     "soap": px.optimizers.soap,
     "shampoo": px.optimizers.shampoo,
 }
-# A weight may cost half a point of accuracy on the data it is chosen by.
-ALLOWED = 0.005
+# What a weight may cost on the data it is chosen by, and on those it is reported of:
+# half a point of accuracy; or, where variance is explained, a 2% larger rest of it.
+ALLOWED, ALLOWED_REST = 0.005, 1.02
 _ROUNDS = 15
 
 
@@ -216,10 +217,12 @@ def lanes(setting: Setting, method: str) -> dict[str, Any]:
     return found
 
 
-def choose(found: dict, plain: dict) -> int:
+def choose(found: dict, plain: dict, *, right: bool = True) -> int:
     """The weight with the fewest evaluations that is accurate enough, on validation."""
     evaluations, accuracy = (x.mean(0) for x in found["validation"])
-    enough = accuracy >= plain["validation"][1].mean() - ALLOWED
+    before = plain["validation"][1].mean()
+    least = before - ALLOWED if right else 1 - ALLOWED_REST * (1 - before)
+    enough = accuracy >= least
     if not enough.any():
         return int(np.argmax(accuracy))
     return int(np.argmin(np.where(enough, evaluations, np.inf)))
@@ -283,7 +286,8 @@ def paired(setting: Setting, method: str) -> dict:
 
 def _paired(setting: Setting, method: str) -> dict:
     plain, found = lanes(setting, "plain"), lanes(setting, method)
-    at, seeds = choose(found, plain), range(setting.seeds)
+    at = choose(found, plain, right=TASKS[setting.task].right)
+    seeds = range(setting.seeds)
     take = lambda tree, s, w: jax.tree.map(lambda p: p[s, w], tree)
     pairs = [(take(plain["params"], s, 0), take(found["params"], s, at)) for s in seeds]
     tests = [jax.tree.map(lambda x, s=s: x[s], data_of(setting).test) for s in seeds]

@@ -50,6 +50,7 @@ def test_the_weight_is_chosen_among_the_accurate():
     evaluations, accuracy = [[80.0, 50.0, 20.0]], [[0.91, 0.896, 0.89]]
     found = {"validation": [np.array(evaluations), np.array(accuracy)]}
     assert _train.choose(found, plain) == 1
+    assert _train.choose(found, plain, right=False) == 0  # the rest is 4% larger
     found["validation"][1] -= 0.1
     assert _train.choose(found, plain) == 0
 
@@ -91,6 +92,8 @@ def test_report(tmp_path):
         "-4.00",
     ):
         assert text in page, text
+    short = (tmp_path / "summary_regularizers_cpu.md").read_text()
+    assert "| mnist | 100, 90.0% | 0.50 (≤ 0.50), -0.2 | – | 0.50 (≤ 0.40)" in short
     for what in ("front", "steps"):
         assert (tmp_path / f"benchmarks_regularizers_cpu_{what}.svg").exists()
     found = regularizers.headline(results.cases)
