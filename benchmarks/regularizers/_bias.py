@@ -4,7 +4,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import optimistix as optx
 
 import pathax as px
 
@@ -13,9 +13,9 @@ from ._train import bootstrap
 
 
 TRUE = np.array([3.0, 1.0])  # damping and frequency
-TOLERANCE, NOISE, END, POINTS = 1e-6, 0.1, 10.0, 60
-WEIGHTS = (0.0, 3e-4, 1e-3, 3e-3, 1e-2)
-SEEDS, STEPS = 12, 150
+TOLERANCE, NOISE, END, POINTS = 1e-6, 0.03, 10.0, 60
+WEIGHTS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+SEEDS, STEPS = 20, 40
 
 
 def _oscillator(t, y, parameters):
@@ -39,40 +39,40 @@ def _solve(parameters):
         saveat=dfx.SaveAt(ts=jnp.linspace(0, END, POINTS)),
         stepsize_controller=dfx.PIDController(rtol=TOLERANCE, atol=TOLERANCE),
         penalties={"cost": px.regularizers.StepCost()},
+        adjoint=dfx.ForwardMode(),
         max_steps=1024,
     )
     assert sol.ys is not None
     return sol.ys[:, 0], record
 
 
-def _identify(seed_key, weight, steps):
-    """From noisy positions, by Adam from a start that is ten percent off."""
+def _identify(seed_key, weight):
+    """From noisy positions, by Levenberg-Marquardt from a start that is off.
+
+    The penalty joins as one more residual, whose square it is.
+    """
     clean, _ = _solve(jnp.asarray(TRUE))
     data = clean + NOISE * jax.random.normal(seed_key, clean.shape)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps))
 
-    def loss(parameters):
+    def residuals(parameters, args):
         found, record = _solve(parameters)
-        return jnp.mean((found - data) ** 2) + weight * record.penalties["cost"]
+        penalty = weight * POINTS * record.penalties["cost"]
+        return found - data, jnp.sqrt(jnp.maximum(penalty, 1e-12))
 
-    def step(carry, _):
-        parameters, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(parameters), state)
-        return (optax.apply_updates(parameters, updates), state), None
-
-    start = jnp.asarray(TRUE) * jnp.array([0.9, 1.05])
-    (parameters, _), _ = jax.lax.scan(
-        step, (start, optimizer.init(start)), length=steps
-    )
+    start = jnp.asarray(TRUE) * jnp.array([0.95, 1.02])
+    method = optx.LevenbergMarquardt(rtol=1e-6, atol=1e-6)
+    parameters = optx.least_squares(
+        residuals, method, start, max_steps=STEPS, throw=False
+    ).value
     found, record = _solve(parameters)
     error = jnp.sqrt(jnp.mean((found - clean) ** 2))
     return parameters, record.evaluations.total.drift, error
 
 
-def _measure(seeds: int, steps: int) -> dict:
+def _measure(seeds: int) -> dict:
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), seeds)
-        lanes = lambda w: jax.lax.map(lambda k: _identify(k, w, steps), keys)
+        lanes = lambda w: jax.lax.map(lambda k: _identify(k, w), keys)
         every = jax.jit(lambda: jax.lax.map(lanes, jnp.asarray(WEIGHTS)))
         parameters, evaluations, error = jax.tree.map(np.asarray, every())
     off = 100 * (parameters / TRUE - 1)
@@ -98,6 +98,7 @@ def bias_cases(config: Config) -> list[Case]:
         Case(
             "bias/van der Pol",
             parameters,
-            measure=lambda _: _measure(SEEDS, STEPS),
+            revision=2,
+            measure=lambda _: _measure(SEEDS),
         )
     ]
