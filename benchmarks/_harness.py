@@ -151,9 +151,9 @@ def run_subject(
         clocks = f"elapsed {_clock(spent)}, left about {_clock(left)}"
         say(f"[{i}/{len(wanted)}] {case.name}: {_line(record)} ({clocks})")
     store.arrange(_all_names(module, config))
-    headline = _headline(module, store, current, options)
-    store.data["headline"] = headline
+    store.data["headline"] = _headline(module, store.cases)
     store.write()
+    headline = _headline(module, store.cases if options.resume else current)
     if config.fast:
         say(json.dumps(headline, sort_keys=True))
     return headline, failures
@@ -165,12 +165,9 @@ def _all_names(module: Any, config: Config) -> list[str]:
     return list(dict.fromkeys(case.name for case in [*full, *module.cases(config)]))
 
 
-def _headline(
-    module: Any, store: Store, current: dict[str, dict], options: Options
-) -> dict:
-    """Headline figures: of this run alone, or of all that is stored when resuming."""
-    source = store.cases if options.resume else current
-    good = {name: r for name, r in source.items() if r["status"] == "ok"}
+def _headline(module: Any, cases: dict[str, dict]) -> dict:
+    """Headline figures of the cases that succeeded."""
+    good = {name: r for name, r in cases.items() if r["status"] == "ok"}
     figures = module.headline(good).items()
     return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures}
 

@@ -1,7 +1,7 @@
 """Draw tables and plots from stored results: `python -m benchmarks.report`.
 
 Reads `benchmarks/results/<device>/<subject>.json` and nothing else; writes
-`docs/generated/benchmarks_<subject>.md` and its plots.
+`docs/generated/benchmarks_<subject>.md` and its plots, and the numbers of `README.md`.
 """
 
 import argparse
@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from . import _front
 from ._harness import subjects
 from ._report import READING, Results, conditions, failures, generic_sections
 
 
 FOLDER = Path(__file__).resolve().parent
 DOCS = FOLDER.parent / "docs" / "generated"
+README = FOLDER.parent / "README.md"
 
 
 def collect(folder: Path, subject: str) -> list[Results]:
@@ -63,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         file = args.out / f"benchmarks_{subject}.md"
         file.write_text(page)
         print(f"{subject}: {file.name}")
+    if args.out == DOCS:
+        found = {s: r[0] for s in subjects() if (r := collect(args.results, s))}
+        _front.write(README, {s: r for s, r in found.items() if r.device == "cpu"})
     return 0
 
 

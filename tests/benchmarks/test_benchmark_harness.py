@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import benchmarks.__main__ as command_line
-from benchmarks import report
+from benchmarks import _front, report
 from benchmarks._case import Case, Config, Contender, SkippedError
 from benchmarks._harness import Options, load, run_case, run_subject, subjects
 from benchmarks._record import Store, device_slug, fingerprint, slug, without_paths
@@ -330,3 +330,17 @@ def test_a_record_says_how_long_it_took():
     assert record["status"] == "ok"
     assert record["wall_s"] >= 0
     assert record["figures"] == {"run": 0}
+
+
+def test_front_page_holds_what_was_measured(tmp_path):
+    """What is missing is left out; the rest of the page stays as it is."""
+    data = {"cases": {}, "headline": {"order_adaptive": 1.75, "order_constant": 0.5}}
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{_front.BEGIN}\nold\n{_front.END}\nafter\n")
+    _front.write(page, {"cir": Results("cir", "cpu", data)})
+    text = page.read_text()
+    assert "1.75; 0.500" in text
+    assert "old" not in text
+    assert "Langevin" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
