@@ -6,12 +6,14 @@ Families of cases:
 - `train`: neural differential equations, ordinary, stochastic and controlled; paired
   seeds, each method beside none, its weight chosen on validation data; evaluated with
   another solver and with a tighter tolerance, too.
+- `automatic`: whether a weight that sets itself reaches its target;
 - `bias`: what a penalty does to the parameters of a physical system.
 """
 
 from collections.abc import Mapping
 
 from .._case import Case, Config
+from ._automatic import automatic_cases
 from ._bias import bias_cases
 from ._cases import OURS, PUBLISHED, training_cases
 from ._speed import speed_cases
@@ -19,7 +21,8 @@ from ._speed import speed_cases
 
 def cases(config: Config) -> list[Case]:
     """All cases of the subject."""
-    return [*speed_cases(config), *training_cases(config), *bias_cases(config)]
+    parts = (speed_cases, training_cases, automatic_cases, bias_cases)
+    return [case for part in parts for case in part(config)]
 
 
 def headline(results: Mapping[str, dict]) -> dict[str, float | None]:

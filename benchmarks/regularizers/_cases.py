@@ -15,7 +15,6 @@ SECOND_ORDER = ("soap", "shampoo")
 # Seeds, steps of training, weights, and methods.
 FULL = {
     "digits": (5, 300, 5, OURS + PUBLISHED + PEERS),
-    "spirals": (5, 600, 5, OURS + PUBLISHED),
     "mnist": (5, 250, 3, OURS + PUBLISHED + PEERS[:3]),
     "clinical": (5, 200, 3, FEW + PUBLISHED[1:] + PEERS[:2]),
     "vowels": (5, 120, 3, FEW),
@@ -24,7 +23,7 @@ FULL = {
     "digits SDE": (5, 150, 3, FEW + PUBLISHED[3:]),
     "speakers CDE": (5, 100, 3, FEW),
 }
-FAST = {"digits": (5, 300, 3, FEW), "spirals": (5, 300, 3, FEW[:1])}
+FAST = {"digits": (5, 300, 3, FEW)}
 
 
 def _case(setting: Setting, method: str) -> Case:

@@ -22,6 +22,7 @@ def sections(results: Results, folder: Path) -> list[str]:
         ("Beside the published tables", _published(first)),
         ("Second-order methods", _second_order(tasks)),
         ("Fronts", fronts(first, results, folder)),
+        ("A weight that sets itself", _automatic(results)),
         ("Parameters of a physical system", _bias(results)),
         ("Overhead", _overhead(results)),
     ]
@@ -193,6 +194,31 @@ def _second_order(tasks: dict) -> list[str]:
     )
     head = ["", "optimizer", "plain evaluations", "plain, %", "evaluations"]
     return [note, table([*head, "points (95% limit)"], sorted(rows))]
+
+
+def _automatic(results: Results) -> list[str]:
+    out = []
+    for name, record in results.family("automatic").items():
+        found = record["figures"]
+        keys = ("targets", "evaluations", "low", "high", "change_pt")
+        rows = [
+            [
+                number(target),
+                f"{number(mean)} ({number(low)} to {number(high)})",
+                f"{change:+.2f}",
+            ]
+            for target, mean, low, high, change in zip(
+                *(found[key] for key in keys), strict=True
+            )
+        ]
+        out.append(
+            f"The step cost on {name.removeprefix('automatic/')} with its weight by "
+            "dual ascent, the same start and rate for all targets; "
+            f"{number(found['plain'])} evaluations without."
+        )
+        head = ["target", "evaluations, test data (95%)", "accuracy, points"]
+        out.append(table(head, rows))
+    return out
 
 
 def _bias(results: Results) -> list[str]:

@@ -76,10 +76,11 @@ def data_of(setting: Setting) -> _Seed:
     return jax.tree.map(lambda *x: np.stack(x), *seeds)
 
 
-def _trainer(setting: Setting, method: str):
+def _trainer(setting: Setting, method: str, automatic: Any = None):
     """From seeds and weights to parameters.
 
-    One run after the other: each stops at its own number of steps of the solver.
+    One run after the other: each stops at its own number of steps of the solver. With a
+    weight that sets itself the given ones are ignored.
     """
     task, steps = TASKS[setting.task], setting.steps
     rate = optax.cosine_decay_schedule(task.learning_rate, steps)
@@ -90,7 +91,8 @@ def _trainer(setting: Setting, method: str):
         model = task.model(key)
         # A penalty comes in over the second third of training.
         ramp = lambda step: weight * jnp.clip(3 * step / steps - 1, 0.0, 1.0)
-        options = {"penalty": ramp if kind == "penalty" else weight}
+        fixed = ramp if kind == "penalty" else weight
+        options = {"penalty": fixed if automatic is None else automatic}
         state = px.training.init_state(model, optimizer, key, options)
         step = px.training.train_step(
             model, loss, optimizer, has_aux=True, weights=options, nan="skip"
@@ -183,12 +185,13 @@ def _rounded(times: Any) -> list[float]:
 
 
 @functools.cache  # the plain runs are shared by all methods
-def lanes(setting: Setting, method: str) -> dict[str, Any]:
+def lanes(setting: Setting, method: str, automatic: Any = None) -> dict[str, Any]:
     """All seeds and weights of a method, and what they come to."""
     data, task = data_of(setting), TASKS[setting.task]
     weights = np.asarray(weights_of(task, method, setting.weights), task.dtype)
     keys = jax.random.split(jax.random.key(0), setting.seeds)
-    compiled = _trainer(setting, method).lower(keys, data.train, weights).compile()
+    trainer = _trainer(setting, method, automatic)
+    compiled = trainer.lower(keys, data.train, weights).compile()
     start = time.perf_counter()
     params, bad, evaluations = jax.block_until_ready(
         compiled(keys, data.train, weights)

@@ -66,6 +66,8 @@ def test_volume_under_a_front():
 def test_report(tmp_path):
     bias = {"weights": [0.0, 0.1], "evaluations": [200.0, 100.0], "error": [0.01, 0.1]}
     bias |= {f"damping_off_{x}": [0.1, -4.0] for x in ("percent", "lower95", "upper95")}
+    targets = {"targets": [46.0], "evaluations": [44.0], "change_pt": [0.2]}
+    targets |= {"low": [40.0], "high": [49.0], "plain": 92.0}
     ratios = {"median": 1.02, "q1": 1.01, "q3": 1.03}
     ok = {"status": "ok", "fast": False}
     data = {
@@ -73,6 +75,7 @@ def test_report(tmp_path):
         "train/mnist,error": _figures(nfe_ratio_upper95=0.4, accuracy_change_pt=-3.0),
         "train/mnist,step cost,soap": _figures(nfe_ratio_upper95=0.7),
         "bias/some": {**ok, "figures": bias},
+        "automatic/digits": {**ok, "figures": targets},
         "overhead/solve": {**ok, "ratios": {"pathax over bare": ratios}},
         "overhead/training": {
             **ok,
@@ -90,6 +93,7 @@ def test_report(tmp_path):
         "on 1 of 1 tasks: mnist",
         "97.94 to 97.32 % right",
         "-4.00",
+        "| 46.0 | 44.0 (40.0 to 49.0) | +0.20 |",
     ):
         assert text in page, text
     short = (tmp_path / "summary_regularizers_cpu.md").read_text()

@@ -1,6 +1,6 @@
 """The tasks that learned equations are compared on."""
 
-from ._classes import DIGITS, DIGITS_SDE, MNIST, SPIRALS
+from ._classes import DIGITS, DIGITS_SDE, MNIST
 from ._series import CLINICAL, CONTROLLED, VOWELS
 from ._spirals import SPIRAL_ODE, SPIRAL_SDE
 from ._task import Data, Task
@@ -9,7 +9,6 @@ from ._task import Data, Task
 TASKS = {
     "digits": DIGITS,
     "mnist": MNIST,
-    "spirals": SPIRALS,
     "clinical": CLINICAL,
     "vowels": VOWELS,
     "spiral ODE": SPIRAL_ODE,
