@@ -14,7 +14,7 @@ from ._tasks import Task, digits, digits_data
 
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)
-ROWS, ROUNDS, DAMPING = 128, 4, 1e-4
+ROWS, ROUNDS, DAMPING = 64, 4, 1e-4
 
 
 def _trained(seed: int) -> tuple[Task, Any]:

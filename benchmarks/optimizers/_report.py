@@ -183,14 +183,16 @@ def _steps(results: Results) -> list[str]:
     multiples = memory.get("multiples", {})
     size = "26k" if "26k" in sizes else sizes[0]
     head = ["method", *(f"over AdamW, {s}" for s in sizes), f"over SGD, {size}"]
-    head += [f"compile, {size}", f"state, {size}"]
+    kept = list(next(iter(multiples.values()), {}))
+    head += [f"compile, {size}", f"state, {' / '.join(kept) or size}"]
     rows = []
     for name in names:
         row = [name]
         row += [_cell(families[f"step/{s}"], f"{name} over adamw") for s in sizes]
         row.append(_cell(families[f"step/{size}"], f"{name} over sgd"))
         row.append(_compile(families[f"step/{size}"], name))
-        row.append(number(multiples.get(name, {}).get(size)))
+        states = multiples.get(name, {})
+        row.append(" / ".join(number(states.get(s)) for s in kept) or "–")
         rows.append(row)
     note = (
         "Twenty training steps in one compiled loop, refreshes in their right number; "
@@ -419,6 +421,6 @@ def _pruning(results: Results) -> list[str]:
     note = (
         "A classifier of digits, weights removed without any training afterwards; mean "
         "accuracy over seeds. `surgeon` is M-FAC's optimal brain surgeon, in four "
-        "rounds with the gradients of 128 examples."
+        "rounds with the gradients of 64 examples."
     )
     return [note, table(head, rows)]
