@@ -125,9 +125,9 @@ def _measure(task: _Task, seconds: float, methods: tuple[str, ...]) -> dict[str,
 
 
 def train_cases(config: Config) -> list[Case]:
-    """All optimizers for a minute each rate; two for a moment in a fast run."""
+    """All optimizers for twenty seconds each rate; two for a moment in a fast run."""
     methods = tuple(METHODS)[:2] if config.fast else tuple(METHODS)
-    seconds = 4.0 if config.fast else 60.0
+    seconds = 4.0 if config.fast else 20.0
     return [
         Case(
             name=f"train/{name}",

@@ -13,6 +13,7 @@ Families of cases:
 from collections.abc import Mapping
 
 from .._case import Case, Config
+from ._chaos import chaos_cases
 from ._inverse import inverse_cases
 from ._refine import refinement_cases
 from ._solvers import solver_cases
@@ -24,6 +25,7 @@ def cases(config: Config) -> list[Case]:
         *refinement_cases(config),
         *solver_cases(config),
         *inverse_cases(config),
+        *chaos_cases(config),
     ]
 
 

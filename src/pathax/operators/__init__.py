@@ -1,13 +1,14 @@
 """Operators between fields: spectral methods, neural operators, refinement."""
 
 from . import data as data
+from ._all_at_once import Inference as Inference
 from ._allen_cahn import AllenCahn as AllenCahn
 from ._burgers import Burgers as Burgers, KuramotoSivashinsky as KuramotoSivashinsky
 from ._estimator import Estimate as Estimate, estimate as estimate
 from ._fno import FNO as FNO
 from ._grid import Grid as Grid
 from ._head import SpectralHead as SpectralHead
-from ._infer import Inference as Inference, infer as infer
+from ._infer import infer as infer
 from ._initial import (
     filtered_vorticity as filtered_vorticity,
     gaussian_field as gaussian_field,
