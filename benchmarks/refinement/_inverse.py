@@ -1,6 +1,6 @@
 """A flow from sparse noisy frames: coverage, and fits by a solver.
 
-Two parameters, viscosity and forcing; and these with the start, as its 80 largest modes.
+Two parameters, viscosity and forcing; and these with the start, its 80 largest modes.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ class _Study:
             truth["start"] = self.modes(self.initial)
             self.initial = self.field(truth)
             zero = jnp.zeros_like(truth["start"])
-            wide = jax.tree.map(lambda x: jnp.full_like(x, 10.0), guess)
+            wide = jax.tree.map(jnp.ones_like, guess)
             self.prior = (guess | {"start": zero}, wide | {"start": zero + SPREAD})
         self.truth, self.start_guess = truth, guess
         self.clean = self.march(self.truth, 40)

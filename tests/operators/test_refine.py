@@ -15,7 +15,7 @@ from pathax.operators import _time_basis as time_basis
 from pathax.operators._cost import ffts
 from pathax.operators._gauss_newton import gauss_newton_step
 from pathax.operators._grid import scaled
-from pathax.operators._preconditioners import blocks, sweep
+from pathax.operators._preconditioners import blocks, mean_flow, sweep
 
 
 ops = px.operators
@@ -199,6 +199,22 @@ def test_preconditioners_spare_products(flow, rng):
     falling = 1 / (1 + problem.grid.square_wavenumbers()[None]) ** 2
     smooth = problem.pairs(scaled(c, falling))
     assert relative(to_change(jacobian(smooth)), smooth) < 1e-3
+
+
+def test_the_mean_flow_spares_products():
+    """Waves on a current: what the mean carries needs no conjugate gradients."""
+    grid = ops.Grid((32,), (TWO_PI,))
+    initial = 2.0 + 0.1 * jnp.sin(grid.points()[0])
+    problem = ops.SpaceTimeProblem(ops.Burgers(0.1), grid, initial, 0.5, degree=10)
+    plain, carried = (
+        ops.refine(problem, preconditioner=name, max_steps=2)
+        for name in ("blocks", "mean_flow")
+    )
+    assert 2 * carried.products.sum() < plain.products.sum()
+    assert relative(carried.trajectory(0.5), plain.trajectory(0.5)) < 1e-3
+    symbol = mean_flow(problem) - ops.Burgers(0.1).linear(grid)
+    (k,) = grid.wavenumbers()
+    np.testing.assert_allclose(symbol, -2j * k * grid.mask("2/3"), atol=1e-12)
 
 
 METHODS = {

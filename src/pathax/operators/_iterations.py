@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._cost import ffts
 from ._gauss_newton import backtrack, gauss_newton_step
-from ._preconditioners import Map, blocks, identity, sweep
+from ._preconditioners import Map, blocks, identity, mean_flow, sweep
 from ._space_time import Pairs, SpaceTimeProblem
 
 
@@ -60,6 +60,8 @@ def _change(problem: SpaceTimeProblem, z: Pairs, options: Options) -> tuple[Map,
         return sweep(problem, z, options.sweep_steps or 4 * problem.degree)
     if options.preconditioner == "blocks":
         return blocks(problem)
+    if options.preconditioner == "mean_flow":
+        return blocks(problem, mean_flow(problem))
     return identity(problem)
 
 

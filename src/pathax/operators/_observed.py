@@ -11,6 +11,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from . import _time_basis as time_basis
 from ._grid import Grid
+from ._refine import fitted
 from ._responses import Pieces
 from ._semilinear import banded
 from ._space_time import SpaceTimeProblem
@@ -20,21 +21,9 @@ def pieces_of(problem: SpaceTimeProblem, start: Any) -> Pieces:
     """A trajectory to begin with, as polynomials that need not join."""
     if isinstance(start, tuple | list):
         start = _between(*start)
-    nodes = np.concatenate([[0.0], problem.quadrature().nodes])
-    times = problem.length * np.arange(problem.slabs)[:, None] + nodes[None]
-    fields = jnp.asarray(start(jnp.asarray(times.reshape(-1))), problem.dtype)
-    wanted = (times.size, *problem.grid.shape)
-    if fields.shape != wanted:
-        raise ValueError(
-            f"`start` must return fields of shape {wanted} for {times.size} times; got "
-            f"{fields.shape}."
-        )
-    spectra = jax.vmap(lambda w: banded(problem.grid, problem.grid.rfft(w)))(fields)
-    spectra = spectra.reshape(*times.shape, *problem.initial.shape)
-    fit = time_basis.fit(nodes[1:], problem.degree, problem.length)
-    change = spectra[:, 1:] - spectra[:, :1]
-    mix = lambda x: time_basis.mix(jnp.asarray(fit, problem.dtype), x)
-    return Pieces(spectra[:, 0], jax.vmap(mix)(change))
+    starts, c = fitted(problem, start)
+    inside = jax.vmap(lambda w: banded(problem.grid, w))
+    return Pieces(inside(starts), jax.vmap(inside)(c))
 
 
 def _between(times: Any, frames: Any) -> Callable[[Array], Array]:

@@ -25,24 +25,40 @@ def identity(problem: SpaceTimeProblem) -> tuple[Map, Pairs]:
     return (lambda y: y), problem.persistence()
 
 
-def blocks(problem: SpaceTimeProblem) -> tuple[Map, Pairs]:
+def mean_flow(problem: SpaceTimeProblem) -> Array:
+    """The linear part together with transport by the mean of the initial field.
+
+    About a field that is the same everywhere the linearized equation is diagonal, so
+    that its response to a unit in all modes is its symbol.
+    """
+    grid, initial = problem.grid, problem.initial
+    mean = jnp.zeros_like(initial).reshape(-1).at[0].set(initial.reshape(-1)[0])
+    mean = mean.reshape(initial.shape)
+    nonlinear = lambda w: problem.equation.nonlinear(grid, w)
+    moved = jax.jvp(nonlinear, (mean,), (jnp.ones_like(initial),))[1]
+    return jnp.asarray(problem.equation.linear(grid)).astype(moved.dtype) + moved
+
+
+def blocks(problem: SpaceTimeProblem, symbol: Array | None = None) -> tuple[Map, Pairs]:
     """Exact for the linear part of the equation: a small matrix for each wavenumber.
 
     With `a_q` the row of `d/dt - L_k` at node `q`, the matrix is the inverse of a
-    factor of `sum_q a_q a_q^H`, weighted as the norm is.
+    factor of `sum_q a_q a_q^H`, weighted as the norm is. Another symbol may be given.
     """
-    symbol = problem.equation.linear(problem.grid)
+    linear = problem.equation.linear(problem.grid) if symbol is None else symbol
     weights = problem.weights() / np.sqrt(problem.grid.multiplicity())
     root = jnp.asarray(np.sqrt(problem.quadrature().weights), problem.dtype)
     slopes = jnp.asarray(problem.table("slopes"), problem.dtype)
     values = jnp.asarray(problem.table("values"), problem.dtype)
     inside = weights.reshape(-1) > 0
-    flat = jnp.broadcast_to(symbol, problem.initial.shape).reshape(-1)
+    flat = jnp.broadcast_to(linear, problem.initial.shape).reshape(-1)
     flat = flat.astype(problem.dtype) if not jnp.iscomplexobj(flat) else flat
     size = jnp.asarray(np.where(inside, weights.reshape(-1), 1.0), problem.dtype)
 
     def factor(symbol: Array, size: Array) -> Array:
-        rows = root[:, None] * size * (slopes - symbol * values)
+        scale = (root[:, None] * size).astype(symbol.dtype)
+        rows = slopes.astype(symbol.dtype) - symbol * values.astype(symbol.dtype)
+        rows = scale * rows
         # From the rows themselves, as their products would square the condition.
         triangle = jnp.linalg.qr(rows, mode="r")
         eye = jnp.eye(problem.degree, dtype=triangle.dtype)

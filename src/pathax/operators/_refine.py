@@ -1,5 +1,6 @@
 """From a rough trajectory to one that solves its equation."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -58,7 +59,7 @@ class Refinement(NamedTuple):
 
 
 METHODS = ("gauss_newton", "picard", "lbfgs", "adam")
-PRECONDITIONERS = ("blocks", "sweep", "none")
+PRECONDITIONERS = ("blocks", "mean_flow", "sweep", "none")
 
 
 def refine(
@@ -89,7 +90,8 @@ def refine(
       that each step is a convex problem (for equations with a method `advect`);
       `"lbfgs"`; or `"adam"`.
     - `preconditioner`: the change of variables the method works in. `"blocks"` is exact
-      for the linear part of the equation; `"sweep"` marches the linearized equation
+      for the linear part of the equation; `"mean_flow"` also for transport by the mean
+      of the initial field (which vorticity doesn't have); `"sweep"` marches the linearized equation
       once, which costs more and sees advection (for the first two methods); `"none"`.
     - `rtol`: when to end, as a part of the residual of the field that stays as it is.
     - `max_steps`: at most so many steps a slab, 0 for a mere fit of the start; if
@@ -206,6 +208,13 @@ def start_coefficients(
             "`start` must be a function of an array of times, a pair of times and "
             f"frames, or `None`; got {type(start).__name__}."
         )
+    return fitted(problem, start)[1]
+
+
+def fitted(
+    problem: SpaceTimeProblem, start: Callable[[Array], Array]
+) -> tuple[Complex[Array, "slabs *half"], Complex[Array, "slabs degree *half"]]:
+    """A function of times as polynomials in each slab: where they begin, and how on."""
     nodes = np.concatenate([[0.0], problem.quadrature().nodes])
     times = problem.length * np.arange(problem.slabs)[:, None] + nodes[None]
     fields = jnp.asarray(start(jnp.asarray(times.reshape(-1))), problem.dtype)
@@ -220,7 +229,7 @@ def start_coefficients(
     fit = time_basis.fit(nodes[1:], problem.degree, problem.length)
     change = spectra[:, 1:] - spectra[:, :1]
     fit = jnp.asarray(fit, problem.dtype)
-    return jax.vmap(lambda x: time_basis.mix(fit, x))(change)
+    return spectra[:, 0], jax.vmap(lambda x: time_basis.mix(fit, x))(change)
 
 
 def _from_frames(problem: SpaceTimeProblem, times: Any, frames: Any) -> Array:
