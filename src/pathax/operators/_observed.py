@@ -19,9 +19,8 @@ from ._space_time import SpaceTimeProblem
 
 def pieces_of(problem: SpaceTimeProblem, start: Any) -> Pieces:
     """A trajectory to begin with, as polynomials that need not join."""
-    if isinstance(start, tuple | list):
-        start = _between(*start)
-    starts, c = fitted(problem, start)
+    function: Any = _between(*start) if isinstance(start, tuple | list) else start
+    starts, c = fitted(problem, function)
     inside = jax.vmap(lambda w: banded(problem.grid, w))
     return Pieces(inside(starts), jax.vmap(inside)(c))
 

@@ -91,8 +91,9 @@ def refine(
       `"lbfgs"`; or `"adam"`.
     - `preconditioner`: the change of variables the method works in. `"blocks"` is exact
       for the linear part of the equation; `"mean_flow"` also for transport by the mean
-      of the initial field (which vorticity doesn't have); `"sweep"` marches the linearized equation
-      once, which costs more and sees advection (for the first two methods); `"none"`.
+      of the initial field, which vorticity doesn't have; `"sweep"` marches the
+      linearized equation once, which costs more and sees advection (for the first two
+      methods); `"none"`.
     - `rtol`: when to end, as a part of the residual of the field that stays as it is.
     - `max_steps`: at most so many steps a slab, 0 for a mere fit of the start; if
       `None`, 6 for the first two methods, 50 for `"lbfgs"` and 100 for `"adam"`.
@@ -208,7 +209,8 @@ def start_coefficients(
             "`start` must be a function of an array of times, a pair of times and "
             f"frames, or `None`; got {type(start).__name__}."
         )
-    return fitted(problem, start)[1]
+    function: Any = start
+    return fitted(problem, function)[1]
 
 
 def fitted(
