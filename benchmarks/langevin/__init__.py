@@ -5,8 +5,9 @@ Families of cases:
 - `order`: strong error on the funnel by constant steps, in float32 and float64, and by
   steps that adapt to an embedded estimate or to a step in two halves;
 - `mcmc`: `pathax.simulation.langevin` beside BlackJAX's NUTS with its window
-  adaptation, both with as many chains; every gradient counts, those of the warm-up and
-  of rejected steps as well.
+  adaptation, both with as many chains: gradients for an effective sample, and the
+  distance of all draws to a reference;
+- `race`: gradients until the law of many chains is that of the target, for both.
 """
 
 from collections.abc import Mapping
@@ -14,11 +15,15 @@ from collections.abc import Mapping
 from .._case import Case, Config
 from ._mcmc import mcmc_cases
 from ._order import order_cases
+from ._race import race_cases
 
 
 def cases(config: Config) -> list[Case]:
     """All cases of the subject."""
-    return [*order_cases(config), *mcmc_cases(config)]
+    # Both of one set one after the other, so that they share its reference.
+    of_set = lambda case: case.name.split("/")[1]
+    sets = sorted([*mcmc_cases(config), *race_cases(config)], key=of_set)
+    return [*order_cases(config), *sets]
 
 
 def headline(results: Mapping[str, dict]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..brownian import VirtualBrownianTree
-from ..solvers import counting, evaluations
+from ..solvers import QUICSORT, ShOULD, counting, evaluations
 
 
 class Chains(NamedTuple):
@@ -18,6 +18,7 @@ class Chains(NamedTuple):
 
     z: Array  # (chains, d)
     v: Array
+    g: Array  # gradients at `z`, where the solver keeps them between steps
     dt: Array  # (chains,): the step that the next sample begins with
 
 
@@ -34,7 +35,7 @@ class Dynamics:
     """Blocks of samples, one compiled call each.
 
     Between two samples there is one solve; all solves of a block read one Brownian
-    path.
+    path, and the state of the solver goes from one to the next.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Dynamics:
         self.potential, self.solver = potential, solver
         self.friction, self.spacing, self.block = friction, spacing, block
         self.tolerance, self.max_steps = tolerance, max_steps
+        self.keeps_gradients = isinstance(solver, ShOULD | QUICSORT)
         chains = jax.vmap(self._block, in_axes=(0, 0, None, None))
         self.run = eqx.filter_jit(chains)
         self.errors = jax.jit(jax.vmap(self._error, in_axes=(0, 0, None, None)))
+        self.slopes = jax.jit(jax.vmap(jax.grad(potential)))
 
     def to_x(self, z: Array, scale: Array) -> Array:
         """Positions, of a vector or a matrix of scales."""
@@ -80,7 +83,7 @@ class Dynamics:
         )
 
     def _block(self, chain: Chains, key: Array, scale: Array, count: Array):
-        """One chain: where it is, positions `(block, d)`, and what it spent.
+        """One chain: where it is, positions `(block, d)`, and what it spent by each.
 
         Of the positions only the first `count` are filled.
         """
@@ -90,7 +93,7 @@ class Dynamics:
         saveat = dfx.SaveAt(t1=True, solver_state=True, controller_state=True)
 
         def sample(i: Array, carry: tuple):
-            chain, xs, before = carry
+            chain, state, xs, spent = carry
             # Products, so that the end of one solve is the start of the next.
             t0 = i.astype(chain.z.dtype) * self.spacing
             t1 = (i + 1).astype(chain.z.dtype) * self.spacing
@@ -105,26 +108,50 @@ class Dynamics:
                 saveat=saveat,
                 max_steps=4 * self.max_steps,
                 throw=False,
+                solver_state=state,
+                made_jump=False,
             )
             assert out.ys is not None
             z, v = (y[0] for y in out.ys)
             made = evaluations(out)
+            rejected = spent.rejected[i - 1] + made.rejected.drift
             steps = jnp.asarray(out.stats["num_accepted_steps"], jnp.int32)
-            spent = Spent(
-                made.total.drift,
-                made.rejected.drift,
-                steps,
-                out.result != dfx.RESULTS.successful,
+            now = Spent(
+                made.accepted.drift + rejected,
+                rejected,
+                spent.steps[i - 1] + steps,
+                spent.failed[i - 1] + (out.result != dfx.RESULTS.successful),
             )
             dt = chain.dt
             if self.tolerance is not None:
                 dt = self.spacing / jnp.maximum(steps, 1).astype(dt.dtype)
-            total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), before, spent)
-            return Chains(z, v, dt), xs.at[i].set(self.to_x(z, scale)), total
+            spent = jax.tree.map(
+                lambda a, b: a.at[i].set(b.astype(a.dtype)), spent, now
+            )
+            chain = Chains(z, v, chain.g, dt)
+            return chain, out.solver_state, xs.at[i].set(self.to_x(z, scale)), spent
 
         xs = jnp.zeros((self.block, *chain.z.shape), chain.z.dtype)
-        nothing = Spent(*(jnp.zeros((), jnp.int32) for _ in Spent._fields))
-        return jax.lax.fori_loop(0, count, sample, (chain, xs, nothing))
+        # What is spent before the first sample is read from the last place.
+        nothing = jnp.zeros(self.block, jnp.int32)
+        spent = Spent(*(nothing for _ in Spent._fields))
+        state = self._begin(solver, terms, chain)
+        carry = chain, state, xs, spent
+        chain, state, xs, spent = jax.lax.fori_loop(0, count, sample, carry)
+        if self.keeps_gradients:
+            chain = chain._replace(g=state.inner)
+        return chain, xs, spent
+
+    def _begin(self, solver: Any, terms: Any, chain: Chains) -> Any:
+        """The state of the solver, with the gradient that is known already."""
+        dt = chain.dt
+        y0 = chain.z, chain.v
+        state = solver.init(terms, jnp.zeros_like(dt), dt, y0, None)
+        state = jax.tree.map(jnp.asarray, state)
+        if not self.keeps_gradients:
+            return state
+        nothing = jax.tree.map(jnp.zeros_like, state.accepted)
+        return eqx.tree_at(lambda s: (s.inner, s.accepted), state, (chain.g, nothing))
 
     def _method(self) -> tuple[Any, Any]:
         if self.tolerance is None:
@@ -142,15 +169,18 @@ class Dynamics:
         )
         return counting(solver, controller)
 
-    def _error(self, chain: Chains, key: Array, scale: Array, dt: Array) -> Array:
-        """Of a step, against two of half the length: root mean square over z and v."""
+    def _error(self, chain: Chains, key: Array, scale: Array, dt: Array) -> tuple:
+        """Of a step, against two of half the length: root mean square over z and v;
+        and the number of gradients.
+        """
         noise = self._noise(key, chain.z, self.spacing)
         terms = self._terms(scale, noise)
-        solver = dfx.HalfSolver(self.solver)
+        solver, _ = counting(dfx.HalfSolver(self.solver))
         y0, zero = (chain.z, chain.v), jnp.zeros_like(dt)
         state = solver.init(terms, zero, dt, y0, None)
-        _, error, *_ = solver.step(terms, zero, dt, y0, None, state, False)
-        return jnp.sqrt(jnp.mean(jnp.stack(jax.tree.leaves(error)) ** 2))
+        _, error, _, state, _ = solver.step(terms, zero, dt, y0, None, state, False)
+        error = jnp.sqrt(jnp.mean(jnp.stack(jax.tree.leaves(error)) ** 2))
+        return error, state.accepted.drift
 
 
 def has_estimate(solver: Any) -> bool:
