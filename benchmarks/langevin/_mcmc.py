@@ -1,6 +1,5 @@
 """Samples by Langevin dynamics and by NUTS: gradients, effective samples, distances."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,17 +8,13 @@ import numpy as np
 import pathax as px
 
 from .._case import Case, Config
+from ._reference import POINTS, reference
 from ._samplers import Draws, distance, langevin, nuts, thinned
 from ._targets import TARGETS, Target
 
 
 WARMUP = 300  # of NUTS; that of ours is a default
 
-# The same for all posteriors.
-SIDES: dict[str, dict[str, Any]] = {
-    "pathax": {},
-    "pathax adaptive": {"tolerance": 0.1},
-}
 # No one mass fits a funnel, and its neck asks for very short steps now and then.
 FUNNEL: dict[str, Any] = {
     "mass": "identity",
@@ -32,7 +27,7 @@ FUNNEL: dict[str, Any] = {
 }
 # NUTS is run on the funnel with both, and the better one counts.
 AIMS = (0.8, 0.95)
-POINTS = 8192  # for a distance
+ADAPTIVE = "pathax, adaptive"
 
 
 def _figures(name: str, draws: Draws) -> dict[str, float]:
@@ -68,43 +63,34 @@ def _at_equal_cost(draws: Draws, budget: float, exact: np.ndarray) -> float:
     return distance(thinned(draws.kept[:, :count], POINTS), exact)
 
 
-@functools.cache
-def reference(name: str, samples: int = 512) -> np.ndarray:
-    """Exact points, or a long run of NUTS by chains of its own."""
-    target = TARGETS[name]()
-    if target.exact is not None:
-        return target.exact
-    key = jax.random.key(2)
-    initial = jax.random.normal(key, (64, target.dimension))
-    return thinned(nuts(target, key, initial, samples, 500).kept, POINTS)
-
-
 def _sides(name: str, target: Target, keys, initial, samples: int) -> dict[str, Draws]:
+    """Ours with the same defaults for all posteriors; on one, beside adaptive steps."""
     if name == "funnel":
-        runs = [
-            nuts(target, keys[2], initial, 2 * samples, WARMUP, aim=aim) for aim in AIMS
-        ]
+        runs = [nuts(target, keys[2], initial, samples, WARMUP, aim=x) for x in AIMS]
         cost = [_figures("", run)["evals an effective sample "] for run in runs]
         ours = langevin(target, keys[1], initial, samples, **FUNNEL)
         return {"pathax": ours, "NUTS": runs[int(np.argmin(cost))]}
-    ours = {
-        side: langevin(target, keys[1], initial, samples, **options)
-        for side, options in SIDES.items()
-    }
-    return {**ours, "NUTS": nuts(target, keys[2], initial, samples, WARMUP)}
+    sides = {"pathax": langevin(target, keys[1], initial, samples)}
+    if name == "german":
+        sides[ADAPTIVE] = langevin(target, keys[1], initial, samples, tolerance=0.1)
+    return {**sides, "NUTS": nuts(target, keys[2], initial, samples, WARMUP)}
 
 
-def _measure(name: str, chains: int, samples: int, long: int) -> dict[str, Any]:
+def _measure(name: str, chains: int, samples: int) -> dict[str, Any]:
     target = TARGETS[name]()
     keys = jax.random.split(jax.random.key(0), 3)
     initial = jax.random.normal(keys[0], (chains, target.dimension))
     sides = _sides(name, target, keys, initial, samples)
-    exact = reference(name, long)
+    exact = reference(name)
     budget = min(draws.gradients[1] for draws in sides.values())
-    out: dict[str, Any] = {"dimension": target.dimension, "equal cost": budget}
+    out: dict[str, Any] = {
+        "dimension": target.dimension,
+        "equal cost": budget,
+        "reference": exact.effective,
+    }
     for side, draws in sides.items():
         out |= _figures(side, draws) | _moments(side, target, draws)
-        out[f"distance {side}"] = _at_equal_cost(draws, budget, exact)
+        out[f"distance {side}"] = _at_equal_cost(draws, budget, exact.x)
     evals = "evals an effective sample"
     out["evals over NUTS"] = out[f"{evals} pathax"] / out[f"{evals} NUTS"]
     return out
@@ -113,14 +99,12 @@ def _measure(name: str, chains: int, samples: int, long: int) -> dict[str, Any]:
 def mcmc_cases(config: Config) -> list[Case]:
     """The funnel and the credit data in a fast run, all in a full one."""
     names = ("funnel", "german") if config.fast else tuple(TARGETS)
-    chains, samples = (32, 96) if config.fast else (64, 256)
-    long = 256 if config.fast else 512
-    parameters = {"chains": chains, "samples": samples, "warmup_nuts": WARMUP}
+    chains, samples = (32, 96) if config.fast else (32, 512)
     return [
         Case(
             name=f"mcmc/{name}",
-            parameters=parameters,
-            measure=lambda _, name=name: _measure(name, chains, samples, long),
+            parameters={"chains": chains, "samples": samples, "warmup_nuts": WARMUP},
+            measure=lambda _, name=name: _measure(name, chains, samples),
             packages=("blackjax",),
             revision=2,
         )

@@ -16,6 +16,7 @@ from ._log_ode import LogODE as LogODE
 from ._no_skip import DyadicController as DyadicController
 from ._quicsort import QUICSORT as QUICSORT
 from ._should import ShOULD as ShOULD
+from ._sriw1 import SRIW1 as SRIW1
 from ._ubu import UBU as UBU
 
 
@@ -31,6 +32,7 @@ __all__ = [  # noqa: RUF022  (plain order)
     "HOStS",
     "LogODE",
     "QUICSORT",
+    "SRIW1",
     "ShOULD",
     "UBU",
     "counting",
