@@ -4,6 +4,7 @@ Families of cases:
 
 - `medium`: volatility 1.5, where the process comes close to zero;
 - `high`: volatility 2.2, where it reaches zero often (in a full run);
+- `coarse`: the points of few adaptive steps once more, on more paths;
 - `bond`: prices by simulation beside the closed form.
 """
 
@@ -11,12 +12,12 @@ from collections.abc import Mapping
 
 from .._case import Case, Config
 from ._bond import bond_cases
-from ._strong import strong_cases
+from ._strong import coarse_cases, strong_cases
 
 
 def cases(config: Config) -> list[Case]:
     """All cases of the subject."""
-    return [*strong_cases(config), *bond_cases(config)]
+    return [*strong_cases(config), *coarse_cases(config), *bond_cases(config)]
 
 
 def headline(results: Mapping[str, dict]) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ def sections(results: Results, folder: Path) -> list[str]:
         ("Order", _orders(results)),
         ("Error by steps", _plots(results, folder)),
         ("Beside the published points", _published(results)),
+        ("Few adaptive steps", _coarse(results)),
         ("Bonds", _bonds(results)),
     ]
     return [x for title, body in parts if body for x in (f"#### {title}", *body)]
@@ -60,6 +61,38 @@ def _published(results: Results) -> list[str]:
     return [note, table(head, rows)]
 
 
+def _coarse(results: Results) -> list[str]:
+    record = results.cases.get("coarse/HOStS")
+    if record is None or record["status"] != "ok":
+        return []
+    found = record["figures"]
+    rows = [
+        [number(n), number(e), f"{number(low)} to {number(high)}", f"{part:.0%}"]
+        for (n, e), (low, high), part in zip(
+            found["adaptive"],
+            found["intervals"],
+            found["of the worst 1%"],
+            strict=True,
+        )
+    ]
+    beside = [
+        [str(n), number(theirs), number(ours), f"{ours / theirs:.2f}"]
+        for n, theirs, ours in found["beside published"]
+    ]
+    note = (
+        f"medium/HOStS on {record['parameters']['paths']} other paths, with 95% "
+        "intervals over paths, and the part of the mean square that the worst "
+        "hundredth of the paths has: the fewer steps, the more an error is that of "
+        "single paths."
+    )
+    head = ["steps", "published", "ours", "ours over published"]
+    return [
+        note,
+        table(["steps", "error", "interval", "of the worst 1%"], rows),
+        table(head, beside),
+    ]
+
+
 def _plots(results: Results, folder: Path) -> list[str]:
     out = []
     for name, record in _strong(results).items():
@@ -71,6 +104,10 @@ def _plots(results: Results, folder: Path) -> list[str]:
         ):
             points = zip(*record["figures"][kind], strict=True)
             axes.loglog(*points, line, label=kind)
+        for kind, marker in (("constant", "kx"), ("adaptive", "k+")):
+            points = record["figures"]["beside published"][kind]
+            places = [n for n, _, _ in points], [theirs for _, theirs, _ in points]
+            axes.loglog(*places, marker, label=f"{kind}, published")
         axes.set(title=name, xlabel="accepted steps", ylabel="error")
         axes.legend(fontsize=7)
         label = name.replace("/", "_").lower()

@@ -28,6 +28,9 @@ class Setting(NamedTuple):
 
 MEDIUM = Setting(1.5, tuple(range(3, 12)), tuple(range(9)), (13, 12), 100)
 MEDIUM_FAST = Setting(1.5, tuple(range(3, 10)), tuple(range(9)), (13, 12), 100)
+# Few steps only, against a reference that is fine enough for them, on more paths: the
+# error there is that of a few paths that come close to zero.
+COARSE = Setting(1.5, (), tuple(range(5)), (0, 8), 100)
 HIGH = Setting(2.2, tuple(range(5, 12)), tuple(range(1, 8)), (14, 11), 25)
 
 # Steps and errors of the published runs, 50,000 paths.
@@ -57,6 +60,8 @@ PUBLISHED = {
         "order adaptive": 0.86,
     },
 }
+
+PUBLISHED_COARSE = {11: 0.0778, 20: 0.0401, 34: 0.0162, 58: 6.96e-3, 93: 2.43e-3}
 
 
 def _solve(cir: px.solvers.CIR, scheme: str, controller: Any, dt0: Any, times: Any):
@@ -183,6 +188,50 @@ def _adaptive(cir, scheme, setting, keys) -> tuple[tuple, float]:
         tried.append(float(every / accepted))
         squares.append((found - exact)[:, -1] ** 2)
     return (steps, np.stack(squares)), float(np.mean(tried))
+
+
+def _interval(squares: np.ndarray) -> list[float]:
+    """95% of the root of a mean, over paths."""
+    rng = np.random.default_rng(0)
+    paths = len(squares)
+    again = [squares[rng.integers(paths, size=paths)].mean() for _ in range(400)]
+    return [float(x) for x in np.sqrt(np.quantile(again, [0.025, 0.975]))]
+
+
+def _coarse(setting: Setting, paths: int) -> dict[str, Any]:
+    """Adaptive steps of `HOStS`, beside the published points of few steps."""
+    cir = px.solvers.CIR(1.0, 1.0, setting.sigma)
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(SEED + 1), paths)
+        (steps, squares), _ = _adaptive(cir, "HOStS", setting, keys)
+    errors = np.sqrt(squares.mean(axis=1))
+    points = [[float(n), float(e)] for n, e in zip(steps, errors, strict=True)]
+    few = {n: e for n, e in PUBLISHED_COARSE.items() if n <= max(steps)}
+    return {
+        "adaptive": points,
+        "intervals": [_interval(row) for row in squares],
+        # How much of the mean square is of the worst hundredth of the paths.
+        "of the worst 1%": [
+            float(np.sort(row)[-paths // 100 :].sum() / row.sum()) for row in squares
+        ],
+        "beside published": [
+            [n, e, _at(points, n)] for n, e in few.items() if n >= min(steps)
+        ],
+    }
+
+
+def coarse_cases(config: Config) -> list[Case]:
+    """In a full run."""
+    paths = 10_000
+    if config.fast:
+        return []
+    return [
+        Case(
+            name="coarse/HOStS",
+            parameters={**COARSE._asdict(), "paths": paths},
+            measure=lambda _: _coarse(COARSE, paths),
+        )
+    ]
 
 
 def strong_cases(config: Config) -> list[Case]:

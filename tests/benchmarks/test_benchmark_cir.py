@@ -57,17 +57,18 @@ def test_a_small_run(small, tmp_path):
         steps, errors = np.transpose(small[kind])
         assert steps[-1] > steps[0]
         assert errors[-1] < errors[0]
-    data = {
-        "cases": {
-            "medium/HOStS": {
-                "status": "ok",
-                "parameters": {"paths": 16},
-                "figures": small,
-            }
-        }
+    setting = _strong.Setting(1.5, (), (0, 2), (0, 5), 16)
+    few = _strong._coarse(setting, 16)
+    assert few["intervals"][1][0] < few["adaptive"][1][1] < few["intervals"][1][1]
+    case = lambda figures: {
+        "status": "ok",
+        "parameters": {"paths": 16},
+        "figures": figures,
     }
+    data = {"cases": {"medium/HOStS": case(small), "coarse/HOStS": case(few)}}
     text = "\n".join(sections(Results("cir", "cpu", data), tmp_path))
     assert "medium/HOStS" in text
     assert "flatters" in text
+    assert "of the worst 1%" in text
     assert list(tmp_path.glob("*.svg"))
     assert sections(Results("cir", "cpu", {"cases": {}}), tmp_path) == []

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import langevin
 from benchmarks._case import Config
 from benchmarks._report import Results
-from benchmarks.langevin import _mcmc, _targets
+from benchmarks.langevin import _race, _reference, _samplers, _targets
 from benchmarks.langevin._report import sections
 
 
@@ -47,22 +47,55 @@ def test_posteriors_have_their_gradient():
     assert jnp.all(jnp.isfinite(gradient))
 
 
-def test_distance_is_in_units_of_the_spread():
+def test_distances():
+    """In units of the spread; both ways to compute them agree."""
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 8, 500, 2)) * [1.0, 1e4]
-    same = _mcmc._distance(x, y.reshape(-1, 2))
-    wide = _mcmc._distance(3 * x, y.reshape(-1, 2))
-    assert abs(same) < 0.02 < wide
+    x, y = rng.normal(size=(2, 500, 2)) * [1.0, 1e4]
+    meter = _race.Meter(y)
+    for z in (x, 3 * x):
+        np.testing.assert_allclose(meter(z), _samplers.distance(z, y), atol=1e-5)
+    assert abs(meter(x)) < 0.02 < meter(3 * x)
+    # That of as many exact draws, pairs of a point with itself left in.
+    np.testing.assert_allclose(meter.spread, np.sqrt(np.pi), rtol=0.05)
+
+
+def test_arrival_is_the_first_below():
+    curve = [[1.0, 5.0], [2.0, 0.5], [3.0, 2.0]]
+    assert _race._arrival(curve, 1.0) == 2.0
+    assert _race._arrival(curve, 0.1) is None
+
+
+def test_references_are_exact():
+    """Importance sampling of a Gaussian posterior whose moments are known."""
+    deviation = jnp.array([1.0, 0.1])
+    potential = lambda w: 0.5 * jnp.sum(((w - 2.0) / deviation) ** 2)
+    target = _targets.Target(potential, 2)
+    mean, covariance = _reference._mode(target)
+    np.testing.assert_allclose(mean, [2.0, 2.0], rtol=1e-4)
+    rng = np.random.default_rng(0)
+    x, weight = _reference._weighted(target, mean + 0.05, covariance, rng)
+    np.testing.assert_allclose(weight @ x, mean, atol=5 * 1 / np.sqrt(len(x)))
+    spread = np.sqrt(weight @ (x - mean) ** 2)
+    np.testing.assert_allclose(spread, deviation, rtol=0.05)
+    assert 1 / np.sum(weight**2) > len(x) / 2
 
 
 def test_report(tmp_path):
     names = ("gradients", "warm-up", "ess", "evals an effective sample", "r_hat")
     figures = {f"{n} {s}": 1.5 for n in names for s in ("pathax", "NUTS")}
     figures |= {f"distance {s}": 0.01 for s in ("pathax", "NUTS")}
+    figures["dimension"] = 10
     ok = lambda figures: {"status": "ok", "figures": figures}
     order = {"constant": [[64, 0.1], [128, 0.01]], "order": 3.0}
-    data = {"cases": {"mcmc/funnel": ok(figures), "order/float32": ok(order)}}
-    text = "\n".join(sections(Results("langevin", "cpu", data), tmp_path))
+    curves = {f"curve {s}": [[1.0, 2.0], [2.0, -0.1]] for s in ("pathax", "NUTS")}
+    race = {"dimension": 3, "level": 0.1, "start": 9.0, "pathax": 2.0, "NUTS": None}
+    cases = {
+        "mcmc/funnel": ok(figures),
+        "order/float32": ok(order),
+        "race/banana": ok({**race, **curves}),
+    }
+    text = "\n".join(sections(Results("langevin", "cpu", {"cases": cases}), tmp_path))
     assert "funnel" in text
-    assert "NUTS" in text
+    assert "NUTS on 1 of 1" in text
+    assert len(list(tmp_path.glob("*.svg"))) == 2
     assert sections(Results("langevin", "cpu", {"cases": {}}), tmp_path) == []

@@ -116,11 +116,12 @@ class Dynamics:
             made = evaluations(out)
             rejected = spent.rejected[i - 1] + made.rejected.drift
             steps = jnp.asarray(out.stats["num_accepted_steps"], jnp.int32)
+            failed = jnp.asarray(out.result != dfx.RESULTS.successful)
             now = Spent(
                 made.accepted.drift + rejected,
                 rejected,
                 spent.steps[i - 1] + steps,
-                spent.failed[i - 1] + (out.result != dfx.RESULTS.successful),
+                spent.failed[i - 1] + failed.astype(jnp.int32),
             )
             dt = chain.dt
             if self.tolerance is not None:
