@@ -16,7 +16,7 @@ PY := $(BIN)/python
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-TOUR := tour ensemble cir short_rates mnist_node optimizers refine_flow
+TOUR := tour ensemble cir short_rates langevin mnist_node optimizers refine_flow
 
 demo: $(VENV)/.stamp-examples ## run an example of each folder, briefly; figures under out/
 	@for example in $(TOUR); do \

@@ -25,7 +25,7 @@ def _orders(results: Results) -> list[str]:
     rows = []
     for name, record in _strong(results).items():
         found = record["figures"]
-        row = [name, str(record["parameters"]["paths"])]
+        row = [name, str(found.get("paths", record["parameters"]["paths"]))]
         for kind in ("constant", "constant, at the end", "adaptive"):
             low, high = found[f"order {kind} interval"]
             row.append(f"{found[f'order {kind}']:.2f} ({low:.2f} to {high:.2f})")

@@ -112,28 +112,45 @@ def _order(steps: list[float], squares: np.ndarray) -> tuple[float, list[float]]
     return of(squares), [float(x) for x in np.quantile(again, [0.025, 0.975])]
 
 
-def _measure(name: str, setting: Setting, paths: int) -> dict[str, Any]:
+KINDS = ("constant", "constant, at the end", "adaptive")
+
+
+def _measure(name: str, setting: Setting, paths: int, index: int = 0) -> dict[str, Any]:
+    """Of so many paths; other ones in every further run."""
     scheme = name.split("/")[1]
     cir = px.solvers.CIR(1.0, 1.0, setting.sigma)
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(SEED), paths)
+        key = jax.random.key(SEED)
+        key = key if index == 0 else jax.random.fold_in(key, index)
+        keys = jax.random.split(key, paths)
         constant = _constant(cir, scheme, setting, keys)
         adaptive, tried = _adaptive(cir, scheme, setting, keys)
-    figures: dict[str, Any] = {"tried over accepted": tried}
+    figures: dict[str, Any] = {"paths": paths, "tried over accepted": tried}
     for kind, (steps, squares) in {**constant, "adaptive": adaptive}.items():
         errors = np.sqrt(squares.mean(axis=1))
         figures[kind] = [
             [float(n), float(e)] for n, e in zip(steps, errors, strict=True)
         ]
-        first = 1 if kind == "adaptive" else 0  # the longest steps are cut at 1
+        first = _first(kind)
         order, interval = _order(steps[first:], squares[first:])
         figures |= {f"order {kind}": order, f"order {kind} interval": interval}
+    return figures | _beside(name, setting, figures)
+
+
+def _first(kind: str) -> int:
+    """The first point that an order is fitted to."""
+    return 1 if kind == "adaptive" else 0  # the longest steps are cut at 1
+
+
+def _beside(name: str, setting: Setting, figures: dict) -> dict[str, Any]:
+    """Errors at certain numbers of steps."""
     at = lambda kind, n: _at(figures[kind], n)
+    found: dict[str, Any] = {}
     if setting.sigma == MEDIUM.sigma:
-        figures["gain at 520"] = float(at("constant", 520) / at("adaptive", 520))
+        found["gain at 520"] = float(at("constant", 520) / at("adaptive", 520))
         last = float(at("constant, at the end", 520) / at("adaptive", 520))
-        figures["gain at 520, both at the end"] = last
-    figures["beside published"] = {
+        found["gain at 520, both at the end"] = last
+    found["beside published"] = {
         kind: [
             [n, error, at(kind, n)]
             for n, error in PUBLISHED[name][kind].items()
@@ -141,7 +158,31 @@ def _measure(name: str, setting: Setting, paths: int) -> dict[str, Any]:
         ]
         for kind in ("constant", "adaptive")
     }
-    return figures
+    return found
+
+
+def _pooled(name: str, setting: Setting, paths: int, old: dict, new: dict) -> dict:
+    """Figures of all paths of two runs: mean squares are added up, orders are fitted
+    anew, and squares of the widths of intervals fall with the number of paths.
+    """
+    counts = old.get("paths", paths), new["paths"]
+    total = sum(counts)
+    weight = [n / total for n in counts]
+    mean = lambda a, b: weight[0] * a + weight[1] * b
+    out: dict[str, Any] = {"paths": total}
+    key = "tried over accepted"
+    out[key] = mean(old[key], new[key])
+    for kind in KINDS:
+        pairs = zip(old[kind], new[kind], strict=True)
+        points = [[mean(m, n), mean(d**2, e**2) ** 0.5] for (m, d), (n, e) in pairs]
+        steps, errors = np.asarray(points[_first(kind) :]).T
+        order = _slope(steps, errors)
+        spans = [figures[f"order {kind} interval"] for figures in (old, new)]
+        halves = [(high - low) / 2 for low, high in spans]
+        half = float(np.hypot(weight[0] * halves[0], weight[1] * halves[1]))
+        out |= {kind: points, f"order {kind}": order}
+        out[f"order {kind} interval"] = [order - half, order + half]
+    return out | _beside(name, setting, out)
 
 
 def _at(points: list[list[float]], n: float) -> float:
@@ -237,7 +278,7 @@ def coarse_cases(config: Config) -> list[Case]:
 def strong_cases(config: Config) -> list[Case]:
     """Medium volatility by both schemes; high volatility as well in a full run."""
     settings = {"medium": MEDIUM_FAST if config.fast else MEDIUM}
-    paths = {"medium": 1_000 if config.fast else 2_000}
+    paths = {"medium": 500 if config.fast else 2_000}
     if not config.fast:
         settings["high"], paths["high"] = HIGH, 250
     return [
@@ -251,5 +292,6 @@ def _case(name: str, setting: Setting, paths: int) -> Case:
     return Case(
         name=name,
         parameters={**setting._asdict(), "paths": paths},
-        measure=lambda _: _measure(name, setting, paths),
+        measure=lambda index: _measure(name, setting, paths, index),
+        merge=lambda old, new: _pooled(name, setting, paths, old, new),
     )

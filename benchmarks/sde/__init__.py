@@ -1,7 +1,12 @@
 """Whole solves of an SDE with adaptive steps: error against work and time.
 
-Family `adaptive`, a case a tolerance: the same Itô equation with a known solution, the
-same paths at once, the same absolute tolerance and shortest step, by
+Families of cases:
+
+- `adaptive`, a case a tolerance, see below;
+- `counting`: the same solve with and without exact numbers of evaluations.
+
+In `adaptive` all solve the same Itô equation with a known solution, as many paths at
+once, with the same absolute tolerance and shortest step:
 
 - `pathax`: `pathax.solvers.SRIW1` on pathax's tree;
 - `pathax, SPaRK`: `diffrax.SPaRK` on the same, of the Stratonovich form;
@@ -14,11 +19,12 @@ from collections.abc import Mapping
 
 from .._case import Case, Config
 from ._adaptive import adaptive_cases
+from ._counting import counting_cases
 
 
 def cases(config: Config) -> list[Case]:
     """All cases of the subject."""
-    return adaptive_cases(config)
+    return [*adaptive_cases(config), *counting_cases(config)]
 
 
 def headline(results: Mapping[str, dict]) -> dict[str, float | None]:
@@ -26,19 +32,23 @@ def headline(results: Mapping[str, dict]) -> dict[str, float | None]:
 
     - `time_over_diffrax`, `time_over_torchsde`: theirs over ours;
     - `evals_over_torchsde`: evaluations of torchsde over ours;
-    - `error_over_torchsde`: ours over that of torchsde, at the same tolerance.
+    - `error_over_torchsde`: ours over that of torchsde, at the same tolerance;
+    - `counting`: time of the SDE solve that counts over that of one that doesn't.
     """
-    keys = ("time_over_diffrax", "time_over_torchsde")
-    keys += ("evals_over_torchsde", "error_over_torchsde")
     found = [r["figures"] for n, r in results.items() if n.startswith("adaptive/")]
-    if not found:
-        return dict.fromkeys(keys)
-    rows = min(found, key=lambda figures: figures["tolerance"])["rows"]
-    over = lambda what, name: rows.get(name, {}).get(what)
-    ratio = lambda what, name: (
-        None if over(what, name) is None else over(what, name) / rows["pathax"][what]
-    )
-    error = ratio("error", "torchsde")
-    values = (ratio("time", "diffrax"), ratio("time", "torchsde"))
-    values += (ratio("evaluations", "torchsde"), None if error is None else 1 / error)
-    return dict(zip(keys, values, strict=True))
+    tight = min(found, key=lambda figures: figures["tolerance"], default={})
+    rows = tight.get("rows", {})
+
+    def over(what: str, top: str, bottom: str) -> float | None:
+        if top not in rows or bottom not in rows:
+            return None
+        return rows[top][what] / rows[bottom][what]
+
+    counting = results.get("counting/sde", {}).get("ratios", {})
+    return {
+        "time_over_diffrax": over("time", "diffrax", "pathax"),
+        "time_over_torchsde": over("time", "torchsde", "pathax"),
+        "evals_over_torchsde": over("evaluations", "torchsde", "pathax"),
+        "error_over_torchsde": over("error", "pathax", "torchsde"),
+        "counting": counting.get("counted over plain", {}).get("median"),
+    }

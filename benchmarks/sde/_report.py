@@ -2,11 +2,23 @@
 
 from pathlib import Path
 
-from .._report import Results, new_plot, number, save_plot, table
+from .._report import Results, new_plot, number, save_plot, table, timing_table
 
 
 def sections(results: Results, folder: Path) -> list[str]:
     """Markdown of all families that were run."""
+    return [*_adaptive(results, folder), *_counting(results)]
+
+
+def _counting(results: Results) -> list[str]:
+    if not results.family("counting"):
+        return []
+    note = "The same adaptive solve with and without exact numbers of evaluations."
+    text = timing_table(results, "counting", "counted over plain")
+    return ["#### Counting evaluations", note, text]
+
+
+def _adaptive(results: Results, folder: Path) -> list[str]:
     found = [r["figures"] for r in results.family("adaptive").values()]
     if not found:
         return []

@@ -50,6 +50,25 @@ def small():
     return _strong._measure("medium/HOStS", setting, 16)
 
 
+def test_runs_are_pooled():
+    """Mean squares by paths; an interval is narrower the more there are."""
+    points = lambda e: [[8.0, 4 * e], [64.0, 2 * e], [1024.0, e]]
+    run = lambda e, paths: {
+        "paths": paths,
+        "tried over accepted": 1.5,
+        **{kind: points(e) for kind in _strong.KINDS},
+        **{f"order {kind}": 0.5 for kind in _strong.KINDS},
+        **{f"order {kind} interval": [0.4, 0.6] for kind in _strong.KINDS},
+    }
+    old = {k: v for k, v in run(1.0, 100).items() if k != "paths"}
+    found = _strong._pooled("medium/HOStS", _strong.MEDIUM, 100, old, run(3.0, 300))
+    assert found["paths"] == 400
+    np.testing.assert_allclose(found["constant"][2][1], np.sqrt((1 + 3 * 9) / 4))
+    low, high = found["order constant interval"]
+    assert abs(high - low - 0.2 * np.hypot(1, 3) / 4) < 1e-12
+    assert found["gain at 520"] == 1.0
+
+
 @pytest.mark.slow
 def test_a_small_run(small, tmp_path):
     """Shorter steps are better, and the tables hold what was measured."""

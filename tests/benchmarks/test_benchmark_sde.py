@@ -14,7 +14,7 @@ from benchmarks.sde._report import sections
 
 
 KEYS = {"time_over_diffrax", "time_over_torchsde"}
-KEYS |= {"evals_over_torchsde", "error_over_torchsde"}
+KEYS |= {"evals_over_torchsde", "error_over_torchsde", "counting"}
 
 
 def row(**values):
@@ -48,6 +48,7 @@ def test_names_and_keys():
         "time_over_torchsde": 9.0,
         "evals_over_torchsde": 4.0,
         "error_over_torchsde": 0.5,
+        "counting": None,
     }
 
 
