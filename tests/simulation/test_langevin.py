@@ -155,13 +155,13 @@ def test_keys_and_double_precision():
 def test_scales_of_points_far_from_the_law():
     """The covariance of a Gaussian, wherever its gradients are taken."""
     rng, unit = np.random.default_rng(0), np.ones(3)
-    x = 5 + 30 * rng.normal(size=(2000, 3)) @ rng.normal(size=(3, 3))
+    x = 5 + 30 * rng.normal(size=(2000, 3)) * [1.0, 2.0, 0.5]
     g = (x - 1.0) @ np.linalg.inv(covariance())
     dense = adapted(adapted(unit, x, g, "dense"), x, g, "dense")
     whitened = np.linalg.solve(covariance(), dense @ dense.T)
     np.testing.assert_allclose(np.linalg.eigvals(whitened), 1, rtol=0.2)
     found = adapted(unit, x, g, "diagonal")
-    np.testing.assert_allclose(found, SD * np.sqrt(1 + CORRELATION), rtol=0.15)
+    np.testing.assert_allclose(found, SD * np.sqrt(1 + CORRELATION), rtol=0.3)
     np.testing.assert_array_equal(adapted(unit, x, g, "identity"), unit)
 
 
@@ -175,6 +175,7 @@ def test_scales_of_heavy_tails_and_few_points():
     few = rng.normal(size=(3, 10))
     factor = adapted(np.ones(10), few, few, "dense")
     assert np.linalg.cond(factor) < 10
+    np.testing.assert_array_equal(adapted(factor, few[:1], few[:1], "dense"), factor)
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,8 @@ class _Run:
             factor = (_AIM / max(error, 1e-12)) ** (1 / 3.5)
             if not math.isfinite(factor):
                 factor = 0.25
-            dt *= min(max(factor, 0.25), 4.0)
-            if abs(math.log(factor)) < 0.05:
+            longest = self.dynamics.spacing  # that there is noise for
+            before, dt = dt, min(dt * min(max(factor, 0.25), 4.0), longest)
+            if abs(math.log(dt / before)) < 0.05:
                 break
         return dt

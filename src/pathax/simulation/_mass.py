@@ -18,7 +18,7 @@ def adapted(scale: np.ndarray, x: np.ndarray, g: np.ndarray, mass: str) -> np.nd
     A vector is stretched by the largest standard deviation that is left, which makes
     that direction the one of frequency one.
     """
-    if mass == "identity":
+    if mass == "identity" or len(x) < 2:
         return scale
     factor = np.diag(scale) if scale.ndim == 1 else scale
     z = np.linalg.solve(factor, x.T).T
