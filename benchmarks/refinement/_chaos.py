@@ -153,10 +153,15 @@ class Study:
         """Over the whole window at once."""
         return self.squares(self.first(frames), frames, self.times)
 
+    def ends(self):
+        """Quarters of the window, the first one long enough to say something."""
+        quarters = self.window * np.arange(1, 5) / 4
+        return quarters[quarters >= 10.0]
+
     def grow(self, frames):
         """Over windows that grow, each from what the last one found."""
         u = self.first(frames)
-        for end in (*np.arange(10.0, self.window, 5.0), self.window):
+        for end in self.ends():
             times = self.times[self.times <= end + 1e-9]
             u = self.squares(u, frames[: times.size], times)
         return u
@@ -164,7 +169,7 @@ class Study:
     def adjoint(self, frames):
         """BFGS, with gradients through the solver, over windows that grow."""
         u = self.first(frames)
-        for end in (*np.arange(10.0, self.window, 5.0), self.window):
+        for end in self.ends():
             times = self.times[self.times <= end + 1e-9]
             loss = lambda u, y, t=times: 0.5 * jnp.sum(self.residual(u, y, t) ** 2)
             solver = optx.BFGS(rtol=1e-3, atol=1e-3)
@@ -239,7 +244,7 @@ def _coverage(study: Study, infer, frames) -> dict[str, Any]:
 
 
 def chaos_cases(config: Config) -> list[Case]:
-    """Windows of up to seven times in which errors grow by e; none in a fast run."""
+    """Windows of two and four times in which errors grow by e; none in a fast run."""
     if config.fast:
         return []
     return [
@@ -255,5 +260,5 @@ def chaos_cases(config: Config) -> list[Case]:
             measure=lambda _, args=(float(window), seeds, beside): _waves(*args),
             packages=("optimistix",),
         )
-        for window, seeds, beside in ((20, 40, 5), (40, 40, 5), (60, 40, 5))
+        for window, seeds, beside in ((20, 40, 5), (40, 40, 5))
     ]

@@ -81,7 +81,10 @@ def _turbulence(results: Results) -> list[str]:
             rows.append([name, way, number(found[f"error {way}"]), number(spent)])
     if not rows:
         return []
-    note = "Four Gauss-Newton steps for the whole window, two or three in five slabs."
+    note = (
+        "Four Gauss-Newton steps for the whole window, by polynomials of degree 12; "
+        "two or three in five slabs, of degree 10 on 128 x 128 points, 12 on 256 x 256."
+    )
     return [note, table(["case", "window", "error", "time over whole"], rows)]
 
 

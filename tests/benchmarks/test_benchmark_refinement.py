@@ -49,6 +49,27 @@ def test_report():
     assert sections(Results("refinement", "cpu", {"cases": {}}), Path()) == []
 
 
+def test_report_of_fits_and_solvers(tmp_path):
+    """Times are over those of `infer`; a way that found nothing has none."""
+    waves = {"seconds infer": 2.0, "found infer": 4, "tried": 5, "seeds found": 36}
+    waves |= {"seconds shooting": None, "found shooting": 0, "coverage start": 0.95}
+    waves |= {"seconds growing": 8.0, "found growing": 1}
+    flow = {"seconds infer": 1.0, "misfit infer": 1.02, "coverage forcing": 0.9}
+    points = [[1.0, 1e-3], [2.0, 1e-6]]
+    cases = {
+        "inverse/waves": {"figures": waves, "parameters": {"seeds": 40}},
+        "inverse/flow": {"figures": flow, "parameters": {"seeds": 40}},
+        "solvers/batch 1": {"figures": {"etdrk4": points, "refined": points}},
+    }
+    data = {"cases": {k: {"status": "ok", **v} for k, v in cases.items()}}
+    text = "\n".join(sections(Results("refinement", "cpu", data), tmp_path))
+    assert "| waves | growing | 4.00 | 1 of 5 found |" in text
+    assert "| waves | shooting | – | 0 of 5 found |" in text
+    assert "| flow | infer | 1.00 | misfit 1.02 |" in text
+    assert "95.0% start" in text
+    assert (tmp_path / "benchmarks_refinement_cpu_solvers.svg").exists()
+
+
 def test_flows_small():
     """On a tiny grid: frames follow one another, and refinement meets them."""
     flow = _flows.forced(2, 24, 1.0)
