@@ -58,8 +58,8 @@ METHODS = {
     ),
     "error": Method(lambda _: {"r": _R.Error()}, (0.03, 0.1, 0.3, 1.0, 3.0)),
     "stiffness": Method(lambda _: {"r": _R.Stiffness()}, (0.003, 0.01, 0.03, 0.1, 0.3)),
-    "published unbiased": Method(_published("unbiased"), (0.003, 0.01, 0.03, 0.1, 0.3)),
-    "published biased": Method(_published("biased"), (0.003, 0.01, 0.03, 0.1, 0.3)),
+    "published unbiased": Method(_published("unbiased"), (0.01, 0.03, 0.1, 0.3, 1.0)),
+    "published biased": Method(_published("biased"), (0.01, 0.03, 0.1, 0.3, 1.0)),
     "steer": Method(_nothing, (0.1, 0.25, 0.5, 0.75, 0.9), "times"),
     "taynode": Method(
         lambda _: {"r": _R.TaylorDerivative(2)}, (0.01, 0.03, 0.1, 0.3, 1.0)
