@@ -141,7 +141,9 @@ def _refreshed(m: Array, u: Array, rule: Rule, dtype: Any) -> tuple[Array, Array
     limit = scalar(rule.clip_stats, u)
     u = jnp.clip(u, -limit, limit)
     wide = m.astype(dtype)
-    largest = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
+    # Of a positive definite matrix the largest entry is on the diagonal.
+    diagonal = jnp.diagonal(wide, axis1=-2, axis2=-1)
+    largest = jnp.max(jnp.abs(diagonal), axis=-1)[..., None, None]
     blend = stabilizer(largest, rule.threshold, rule.zeta)
     new = rank_one(wide, u, rule.variant, rule.gamma, rule.leak, blend)
     return new.astype(m.dtype), jnp.max(largest).astype(jnp.float32)
