@@ -42,8 +42,27 @@ _OTHERS = (
     ),
     (
         "langevin",
-        "... of a funnel: gradients for an effective sample, over those of NUTS",
-        "{funnel_evals_vs_nuts}",
+        (
+            "... gradients for an effective sample, over those of NUTS: that "
+            "posterior; a funnel"
+        ),
+        "{german_evals_vs_nuts}; {funnel_evals_vs_nuts}",
+    ),
+    (
+        "langevin",
+        (
+            "... gradients until the law of chains from the prior is right: fewer than "
+            "NUTS on so many of so many posteriors; median over those of NUTS"
+        ),
+        "{race_wins} of {race_sets}; {race_evals_vs_nuts}",
+    ),
+    (
+        "sde",
+        (
+            "adaptive solve of an Itô equation, time over ours: Diffrax's solver and "
+            "tree; torchsde"
+        ),
+        "{time_over_diffrax}; {time_over_torchsde}",
     ),
     (
         "regularizers",
@@ -188,7 +207,12 @@ def _others(found: Mapping[str, Results]) -> str:
         headline = found[subject].data["headline"] if subject in found else {}
         names = [name for _, name, _, _ in string.Formatter().parse(form) if name]
         if all(headline.get(name) is not None for name in names):
-            rows.append((what, form.format(**{n: number(headline[n]) for n in names})))
+            values = {n: headline[n] for n in names}
+            shown = {
+                n: str(v) if isinstance(v, int) else number(v)
+                for n, v in values.items()
+            }
+            rows.append((what, form.format(**shown)))
     return _table(("others, from `python -m benchmarks <subject>`", ""), rows)
 
 

@@ -25,7 +25,13 @@ def test_names_and_keys():
         assert len(set(names)) == len(names)
         assert {"order/float32", "mcmc/funnel", "mcmc/german"} <= set(names)
     keys = {"funnel_order_float32", "funnel_evals_vs_nuts", "german_mean_error_sd"}
+    keys |= {"german_deviation_error", "german_evals_vs_nuts"}
     assert langevin.headline({}) == dict.fromkeys(keys)
+    race = lambda ours, theirs: {"figures": {"pathax": ours, "NUTS": theirs}}
+    pairs = [(2.0, 8.0), (3.0, None), (9.0, 3.0), (None, 1.0)]
+    found = langevin.headline({f"race/{i}": race(*p) for i, p in enumerate(pairs)})
+    assert (found["race_wins"], found["race_sets"]) == (2, 4)
+    assert found["race_evals_vs_nuts"] == 0.25
 
 
 def test_the_funnel_is_normalized():

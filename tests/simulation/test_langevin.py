@@ -195,6 +195,7 @@ def test_misuse(options, says):
         px.simulation.langevin(potential, jax.random.key(0), jnp.zeros(3), samples=1)
 
 
+@pytest.mark.slow
 def test_chains_that_leave_the_numbers():
     with pytest.raises(RuntimeError, match="left the numbers"):
         sample(lambda x: -jnp.sum(x**4), samples=4, warmup=1, max_steps=64, d=2)

@@ -98,6 +98,7 @@ def test_the_estimate_falls_as_it_says(key):
     assert abs(slope - 1.5) < 0.15
 
 
+@pytest.mark.slow
 def test_adaptive_steps_and_their_count(key):
     """The error follows the tolerance; evaluations are those of the steps tried."""
 
