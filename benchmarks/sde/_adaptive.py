@@ -150,7 +150,7 @@ def _measure(tolerance: float, paths: int, rounds: int) -> dict[str, Any]:
 
 def adaptive_cases(config: Config) -> list[Case]:
     """A case a tolerance."""
-    levels = (4, 8) if config.fast else (2, 4, 6, 8, 10, 12)
+    levels = (4, 8) if config.fast else (2, 4, 6, 8, 10)
     paths, rounds = (256, 3) if config.fast else (256, 9)
     return [
         Case(
