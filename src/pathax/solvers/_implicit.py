@@ -149,5 +149,6 @@ def _runge_kutta(solver, terms, dense_info, solver_state, made_jump) -> Evaluati
     jacobians = 1 + (stages if every else 1)
     explicit = (len(tableaus) - 1) * stages
     # Each Jacobian is taken at a point where the field is evaluated, too.
-    drift = jnp.sum(iterations) + before + jacobians + explicit
+    total = jnp.sum(iterations, dtype=jnp.int32)
+    drift = total + before + jacobians + explicit
     return Evaluations(drift, jacobian=jacobians)
