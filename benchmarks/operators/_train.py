@@ -68,31 +68,42 @@ TASKS = {
 }
 
 
-def _train(task: _Task, tx: Any, data: tuple, seconds: float) -> tuple[Any, int]:
-    """The model after so many seconds of the processor, compilation apart."""
-    x, y = data
-    model = task.make()
+class _Trainer:
+    """One rule on one task, compiled once for all rates."""
 
-    def loss(model, batch, key):
-        del key
-        found = task.predict(model, batch[0])
-        axes = tuple(range(1, found.ndim))
-        errors = jnp.sum((found - batch[1]) ** 2, axes) / jnp.sum(batch[1] ** 2, axes)
-        return jnp.mean(errors)
+    def __init__(self, task: _Task, make: Callable[[Any], Any], data: tuple):
+        self.model, (self.x, self.y) = task.make(), data
 
-    step = jax.jit(px.training.train_step(model, loss, tx, nan="skip"))
-    state = px.training.init_state(model, tx, jax.random.key(1))
-    rng = np.random.default_rng(0)
-    draw = lambda: rng.integers(len(x), size=BATCH)
-    pick = draw()
-    jax.block_until_ready(step(state, (x[pick], y[pick])))
-    begin, count = time.process_time(), 0
-    while time.process_time() - begin < seconds:
-        pick = draw()
-        state, _ = jax.block_until_ready(step(state, (x[pick], y[pick])))
-        count += 1
-    static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
-    return eqx.combine(state.params, static), count
+        def loss(model, batch, key):
+            del key
+            found = task.predict(model, batch[0])
+            axes, wanted = tuple(range(1, found.ndim)), batch[1]
+            errors = jnp.sum((found - wanted) ** 2, axes) / jnp.sum(wanted**2, axes)
+            return jnp.mean(errors)
+
+        tx = px.optimizers.inject(make)(learning_rate=1e-3)
+        self.step = jax.jit(px.training.train_step(self.model, loss, tx, nan="skip"))
+        self.state = px.training.init_state(self.model, tx, jax.random.key(1))
+        self.rng = np.random.default_rng(0)
+        jax.block_until_ready(self.step(self.state, self._batch()))
+
+    def _batch(self) -> tuple[np.ndarray, np.ndarray]:
+        pick = self.rng.integers(len(self.x), size=BATCH)
+        return self.x[pick], self.y[pick]
+
+    def run(self, rate: float, seconds: float) -> tuple[Any, int]:
+        """The model after so many seconds of the processor, compilation apart."""
+        self.rng, state = np.random.default_rng(0), self.state
+        hyper = state.opt_state.hyperparams
+        hyper = hyper | {"learning_rate": jnp.asarray(rate, jnp.float32)}
+        opt_state = state.opt_state._replace(hyperparams=hyper)
+        state = state._replace(opt_state=opt_state)
+        begin, count = time.process_time(), 0
+        while time.process_time() - begin < seconds:
+            state, _ = jax.block_until_ready(self.step(state, self._batch()))
+            count += 1
+        static = eqx.filter(self.model, eqx.is_inexact_array, inverse=True)
+        return eqx.combine(state.params, static), count
 
 
 def _measure(task: _Task, seconds: float, methods: tuple[str, ...]) -> dict[str, Any]:
@@ -105,9 +116,9 @@ def _measure(task: _Task, seconds: float, methods: tuple[str, ...]) -> dict[str,
     with jax.numpy_dtype_promotion("standard"):
         for name in methods:
             rates, make = METHODS[name]
-            tried = []
+            tried, trainer = [], _Trainer(task, make, train)
             for rate in rates:
-                model, steps = _train(task, make(rate), train, seconds)
+                model, steps = trainer.run(rate, seconds)
                 errors = [
                     relative(np.asarray(predict(model, a)), b)
                     for a, b in (choose, test)
