@@ -67,8 +67,8 @@ _OTHERS = (
     (
         "regularizers",
         (
-            "neural ODE, best penalty: evaluations over those without, upper 95% "
-            "limit; accuracy in points; time of a prediction over that without"
+            "neural ODE, the task that a penalty helps most: evaluations over those "
+            "without, upper 95% limit; accuracy in points; time of a prediction"
         ),
         "{nfe_ratio_upper95_best}; {accuracy_change_pt}; {predict_time_ratio}",
     ),
