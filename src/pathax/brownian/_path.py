@@ -232,7 +232,8 @@ class AbstractMomentPath(diffrax.AbstractBrownianPath):
         - `span`: the longest query, in grid steps (2 for `diffrax.HalfSolver` on a grid
           that has the midpoints).
         - `check`: raise when asked off the grid. `False` returns NaN instead, and keeps
-          the loop of the solve free of branches to the host.
+          the loop of the solve free of branches to the host. With `diffrax.StepTo(ts)`
+          on the same grid no query can be off it.
 
         **Returns:** a [`pathax.brownian.GridPath`][].
 
