@@ -48,7 +48,7 @@ def total_derivative(
     if mode != "nested":
         try:
             return _by_taylor(field, t, y, order)
-        except NotImplementedError:
+        except NotImplementedError:  # JAX has no Taylor rule for some operation
             if mode == "taylor":
                 raise
     return _by_nesting(field, t, y, order)
