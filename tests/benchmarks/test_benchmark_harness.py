@@ -98,6 +98,13 @@ def test_timing_a_case():
     assert "net" in ratio
 
 
+def test_calls_much_shorter_than_a_sample_are_repeated():
+    """Compiling one contender clears the caches that the others were compiled into."""
+    config = Config(rounds=1, sample_seconds=2e-3)
+    contenders = time_case(_timed(), config)["contenders"].values()
+    assert min(contender["repeats"] for contender in contenders) > 1
+
+
 def test_a_budget_ends_a_case_after_the_least_rounds():
     config = Config(rounds=50, min_rounds=2, budget=0.0, sample_seconds=1e-5)
     assert time_case(_timed(), config)["rounds"] == 2
