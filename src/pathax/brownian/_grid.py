@@ -135,9 +135,12 @@ class GridPath(AbstractMomentPath):
         dtype = self.time_dtype()
         search, ts = jax.lax.stop_gradient((self._search, self.ts))
         t0, t1 = as_time(t0, dtype), as_time(t1, dtype)
-        place = search.step if self.span == 1 and search.run == 0 else search.pair
-        first, steps, ok = place(ts, t0, t1)
-        ok = (ok & (jnp.abs(steps) <= self.span)) | (t0 == t1)
+        if self.span == 1 and search.run == 0:
+            first, steps, ok = search.step(ts, t0, t1)
+        else:
+            first, steps, ok = search.pair(ts, t0, t1)
+            ok &= jnp.abs(steps) <= self.span
+        ok |= t0 == t1
         if self.check:
             first = eqx.error_if(first, ~ok, _OFF_GRID)
         else:
