@@ -43,6 +43,47 @@ def funnel() -> Target:
     return Target(potential, 10, exact)
 
 
+def schools() -> Target:
+    """The effects of coaching in eight schools, a hierarchy in its centred form.
+
+    Effects are `N(mu, tau^2)`, `mu` is `N(0, 5^2)` and `tau` half-Cauchy of scale 5;
+    the last two entries are `mu` and the logarithm of `tau`. Rubin (1981); priors as
+    in what is by now the usual example.
+    """
+    y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+    sd = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+
+    def potential(x):
+        effects, mu, log_tau = x[:-2], x[-2], x[-1]
+        tau = jnp.exp(log_tau)
+        prior = mu**2 / 50 + jnp.log1p((tau / 5) ** 2) - log_tau
+        spread = jnp.sum((effects - mu) ** 2) / (2 * tau**2) + 8 * log_tau
+        return prior + spread + jnp.sum((effects - y) ** 2 / (2 * sd**2))
+
+    return Target(potential, 10, _schools_draws(y, sd))
+
+
+def _schools_draws(y: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Given `tau` all else is normal; and `tau` has one dimension."""
+    rng = np.random.default_rng(0)
+    log_tau = np.linspace(-14, 9, 20_001)
+    tau = np.exp(log_tau)[:, None]
+    precision = 1 / (sd**2 + tau**2)  # of y given mu
+    total = precision.sum(1) + 1 / 25
+    mean = (precision * y).sum(1) / total
+    fit = np.log(precision).sum(1) - np.log(total) + total * mean**2
+    log = (fit - (precision * y**2).sum(1)) / 2
+    log += log_tau - np.log1p((tau[:, 0] / 5) ** 2)
+    weight = np.exp(log - log.max())
+    rows = rng.choice(len(tau), 8192, p=weight / weight.sum())
+    mu = mean[rows] + rng.normal(size=8192) / np.sqrt(total[rows])
+    given = 1 / (1 / sd**2 + 1 / tau[rows] ** 2)
+    centre = given * (y / sd**2 + mu[:, None] / tau[rows] ** 2)
+    effects = centre + np.sqrt(given) * rng.normal(size=centre.shape)
+    columns = effects, mu[:, None], log_tau[rows, None]
+    return np.concatenate(columns, 1).astype(np.float32)
+
+
 def _posterior(x: np.ndarray, y: np.ndarray, **known: Any) -> Target:
     """Columns are standardized, the bias last; all coefficients are N(0, 1) before."""
     z = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
@@ -161,4 +202,5 @@ SETS: dict[str, Callable[[], Target]] = {
     "waveform": waveform,
 }
 
-TARGETS: dict[str, Callable[[], Target]] = {"funnel": funnel, **SETS}
+HIERARCHIES: dict[str, Callable[[], Target]] = {"funnel": funnel, "schools": schools}
+TARGETS = {**HIERARCHIES, **SETS}

@@ -46,6 +46,21 @@ def test_the_funnel_is_normalized():
     assert abs(target.exact[:, 0].std() / 3 - 1) < 0.05
 
 
+def test_draws_of_the_schools_are_exact():
+    """Stein's identities, along directions in which both sides have a variance."""
+    target = _targets.schools()
+    assert target.exact is not None
+    g = np.asarray(jax.vmap(jax.grad(target.potential))(jnp.asarray(target.exact)))
+    effects, mu, log_tau = np.split(target.exact.astype(float), [8, 9], axis=1)
+    within = (effects - mu) * g[:, :8]
+    along = mu[:, 0] * g[:, :9].sum(1)
+    ruling = log_tau[:, 0] * g[:, 9]
+    for values in (*within.T, along, ruling):
+        error = values.std() / np.sqrt(len(values))
+        assert abs(values.mean() - 1) < 6 * error < 0.5
+    assert abs(g[:, 9].mean()) < 6 * g[:, 9].std() / np.sqrt(len(g))
+
+
 def test_posteriors_have_their_gradient():
     target = _targets.twonorm()
     gradient = jax.grad(target.potential)(jnp.zeros(target.dimension))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import pathax as px
+from pathax.simulation import ConditionalScale
+from pathax.simulation._conditional import conditional
 from pathax.simulation._mass import adapted
 
 
@@ -178,12 +180,99 @@ def test_scales_of_heavy_tails_and_few_points():
     np.testing.assert_array_equal(adapted(factor, few[:1], few[:1], "dense"), factor)
 
 
+# Conditional scales -----------------------------------------------------------------
+
+
+def a_map(rng, d=4):
+    lower = lambda: np.tril(rng.normal(size=(d, d)), -1)
+    order = np.array([2, 0, 3, 1])
+    a, m = 0.3 * rng.normal(size=d), rng.normal(size=d)
+    return ConditionalScale(order, m, lower(), a, 0.3 * lower())
+
+
+def test_a_map_and_its_parts_agree(rng):
+    """Inverse, volume and gradients, against JAX's derivatives."""
+    of, z = a_map(rng), rng.normal(size=(5, 4))
+    with jax.enable_x64(True):
+        traced = of.cast(np.dtype(np.float64))
+        x = np.asarray(jax.vmap(traced.to_x)(jnp.asarray(z)))
+        jacobians = np.asarray(jax.vmap(jax.jacobian(traced.to_x))(jnp.asarray(z)))
+        volumes = np.asarray(jax.vmap(traced.log_volume)(jnp.asarray(z)))
+    np.testing.assert_allclose(of.to_z(x), z, atol=1e-12)
+    constant = np.linalg.slogdet(jacobians)[1] - volumes
+    np.testing.assert_allclose(constant, of.log_scale.sum(), atol=1e-12)
+    # Of the potential of `z`: that of `x`, less the log of the volume.
+    g = rng.normal(size=(5, 4))
+    with jax.enable_x64(True):
+        pulled = lambda z, g: traced.to_x(z) @ g - traced.log_volume(z)
+        exact = np.asarray(jax.vmap(jax.grad(pulled))(jnp.asarray(z), jnp.asarray(g)))
+    np.testing.assert_allclose(of.slopes_to_z(z, g), exact, atol=1e-12)
+    np.testing.assert_allclose(of.slopes_to_x(z, exact), g, atol=1e-12)
+
+
+def funnel(x):
+    """Six entries whose scale is the exponential of the last, over two."""
+    y, log_variance = x[:-1], x[-1]
+    scaled = 0.5 * jnp.sum(y**2) * jnp.exp(-log_variance)
+    return scaled + 3 * log_variance + log_variance**2 / 18
+
+
+def test_a_funnel_is_known_from_points_that_are_nowhere_near_its_law(rng):
+    """The entry that rules the others is found, and half of its spread as their rate:
+    from the normal law, where none of them is wide.
+    """
+    x = rng.normal(size=(200, 7))
+    g = np.asarray(jax.vmap(jax.grad(funnel))(jnp.asarray(x, jnp.float32)))
+    found = conditional(x, g.astype(np.float64), capacity=256)
+    assert found.order[0] == 6
+    np.testing.assert_allclose(np.exp(found.log_scale[0]), 3.0, rtol=0.2)
+    np.testing.assert_allclose(found.rates[1:, 0], 1.5, rtol=0.2)
+    assert np.abs(found.rates[:, 1:]).max() < 0.1
+    z = found.to_z(x)
+    left = found.slopes_to_z(z, g) - z
+    assert np.sqrt(np.mean(left**2)) < 0.1
+    # No linear map comes near.
+    factor = adapted(np.ones(7), x, g, "dense")
+    z = np.linalg.solve(factor, x.T).T
+    assert np.sqrt(np.mean((g @ factor - z) ** 2)) > 0.5
+
+
+def test_a_fit_of_few_points_is_finite():
+    x = np.random.default_rng(0).normal(size=(3, 10))
+    found = conditional(x, x, capacity=8)
+    assert all(np.isfinite(part).all() for part in jax.tree.leaves(found))
+
+
+@pytest.fixture(scope="module")
+def hierarchy():
+    return sample(funnel, d=7, mass="conditional", tolerance=0.1)
+
+
+def test_the_law_of_a_funnel(hierarchy):
+    """Means and variances of the ruling entry, and of the others in its units."""
+    x = np.asarray(hierarchy.samples, np.float64)
+    rule = x[..., -1:]
+    units = np.concatenate([x[..., :-1] * np.exp(-rule / 2), rule / 3], axis=-1)
+    for values, exact in ((units, 0.0), (units**2, 1.0)):
+        ess = px.simulation.diagnose(values).ess_bulk
+        error = values.std((0, 1)) / np.sqrt(ess)
+        assert (np.abs(values.mean((0, 1)) - exact) < 6 * error).all()
+    assert (px.simulation.diagnose(x).r_hat < 1.02).all()
+    assert isinstance(hierarchy.scale, ConditionalScale)
+
+
+def test_a_funnel_costs_what_a_normal_density_does(hierarchy):
+    ess = px.simulation.diagnose(hierarchy.samples).ess_bulk.min()
+    assert hierarchy.gradients / ess < 15
+    assert hierarchy.warmup_gradients < 150 * CHAINS
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"samples": 0}, "at least 1"),
         ({"spacing": 0.0}, "must be positive"),
-        ({"mass": "full"}, '"diagonal", "dense" or "identity"'),
+        ({"mass": "full"}, "one of diagonal, dense, conditional, identity"),
         ({"step": 0.1, "tolerance": 0.1}, "either adaptive"),
         ({"step": 5.0}, "at most `spacing`"),
     ],

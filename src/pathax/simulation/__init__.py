@@ -1,6 +1,7 @@
 """Simulation: many paths at once, and what is known of them."""
 
 from ._antithetic import antithetic_pairs as antithetic_pairs
+from ._coordinates import ConditionalScale as ConditionalScale
 from ._diagnostics import (
     Diagnostics as Diagnostics,
     diagnose as diagnose,
@@ -16,6 +17,7 @@ from ._mlmc import (
 
 
 __all__ = [
+    "ConditionalScale",
     "Diagnostics",
     "Ensemble",
     "LangevinSamples",

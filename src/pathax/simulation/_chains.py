@@ -11,10 +11,11 @@ from jaxtyping import Array
 
 from ..brownian import VirtualBrownianTree
 from ..solvers import QUICSORT, ShOULD, counting, evaluations
+from ._coordinates import Coordinates
 
 
 class Chains(NamedTuple):
-    """Where all chains are: `x = scale z`, of unit mass, with velocities `v`."""
+    """Where all chains are, in coordinates of unit mass, with velocities `v`."""
 
     z: Array  # (chains, d)
     v: Array
@@ -58,13 +59,12 @@ class Dynamics:
         self.errors = jax.jit(jax.vmap(self._error, in_axes=(0, 0, None, None)))
         self.slopes = jax.jit(jax.vmap(jax.grad(potential)))
 
-    def to_x(self, z: Array, scale: Array) -> Array:
-        """Positions, of a vector or a matrix of scales."""
-        return scale * z if scale.ndim == 1 else scale @ z
+    def _terms(self, of: Coordinates, noise: Any) -> dfx.MultiTerm:
+        def potential(z, args):
+            return self.potential(of.to_x(z)) - of.log_volume(z)
 
-    def _terms(self, scale: Array, noise: Any) -> dfx.MultiTerm:
-        gradient = jax.grad(lambda z, args: self.potential(self.to_x(z, scale)))
-        one = jnp.ones((), scale.dtype)
+        gradient = jax.grad(potential)
+        one = jnp.ones((), noise.shape.dtype)
         friction = self.friction * one
         return dfx.MultiTerm(
             dfx.UnderdampedLangevinDriftTerm(friction, one, gradient),
@@ -82,13 +82,13 @@ class Dynamics:
             dfx.SpaceTimeTimeLevyArea,
         )
 
-    def _block(self, chain: Chains, key: Array, scale: Array, count: Array):
+    def _block(self, chain: Chains, key: Array, of: Coordinates, count: Array):
         """One chain: where it is, positions `(block, d)`, and what it spent by each.
 
         Of the positions only the first `count` are filled.
         """
         noise = self._noise(key, chain.z, self.block * self.spacing)
-        terms = self._terms(scale, noise)
+        terms = self._terms(of, noise)
         solver, controller = self._method()
         saveat = dfx.SaveAt(t1=True, solver_state=True, controller_state=True)
 
@@ -130,7 +130,7 @@ class Dynamics:
                 lambda a, b: a.at[i].set(b.astype(a.dtype)), spent, now
             )
             chain = Chains(z, v, chain.g, dt)
-            return chain, out.solver_state, xs.at[i].set(self.to_x(z, scale)), spent
+            return chain, out.solver_state, xs.at[i].set(of.to_x(z)), spent
 
         xs = jnp.zeros((self.block, *chain.z.shape), chain.z.dtype)
         # What is spent before the first sample is read from the last place.
@@ -170,12 +170,12 @@ class Dynamics:
         )
         return counting(solver, controller)
 
-    def _error(self, chain: Chains, key: Array, scale: Array, dt: Array) -> tuple:
+    def _error(self, chain: Chains, key: Array, of: Coordinates, dt: Array) -> tuple:
         """Of a step, against two of half the length: root mean square over z and v;
         and the number of gradients.
         """
         noise = self._noise(key, chain.z, self.spacing)
-        terms = self._terms(scale, noise)
+        terms = self._terms(of, noise)
         solver, _ = counting(dfx.HalfSolver(self.solver))
         y0, zero = (chain.z, chain.v), jnp.zeros_like(dt)
         state = solver.init(terms, zero, dt, y0, None)

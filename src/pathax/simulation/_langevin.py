@@ -12,12 +12,17 @@ from jaxtyping import Array, PRNGKeyArray
 
 from ..solvers import ShOULD
 from ._chains import Chains, Dynamics
+from ._conditional import conditional
+from ._coordinates import ConditionalScale, Coordinates, Linear
 from ._mass import adapted
 
 
 # The tolerance of the warm-up of a run with constant steps, the time of one of its
 # rounds, and the error of the step that it chooses, tried on so many chains at most.
 _WARM, _ROUND, _AIM, _TRIED = 0.5, 2.0, 0.02, 64
+_CAUTIOUS = 0.01  # such an error, where the scale differs from place to place
+
+_MASSES = "diagonal", "dense", "conditional", "identity"
 
 # A covariance is estimated from so many points for each dimension.
 _POINTS = 10
@@ -45,7 +50,7 @@ class LangevinSamples(NamedTuple):
       sample, `(rounds + samples,)`.
     - `scale`: standard deviations, or the factor of the covariance, that the inverse
       mass matrix is the square of; in a unit of time in which the slowest direction
-      has frequency one.
+      has frequency one. Or a [`pathax.simulation.ConditionalScale`][].
     - `friction`: in that unit of time.
     - `step`: the constant step, or the mean of adaptive ones, in that unit.
     - `spacing`: time between samples, a whole number of steps if those are constant.
@@ -58,7 +63,7 @@ class LangevinSamples(NamedTuple):
     warmup_gradients: int
     rejected_gradients: int
     gradients_by_sample: np.ndarray
-    scale: Array
+    scale: Array | ConditionalScale
     friction: float
     step: float
     spacing: float
@@ -102,16 +107,19 @@ def langevin(
       units of the velocity's standard deviation. A solver without an estimate of its
       error takes each step twice more, in halves.
     - `step`: the constant step. If `None` the warm-up chooses the one whose error,
-      averaged over the chains, is 0.02.
+      averaged over the chains, is 0.02, or 0.01 with conditional scales.
     - `spacing`: time between samples, in which what lies between is thinned out. With
       constant steps it is the nearest multiple of the step.
     - `friction`: $\gamma$.
     - `mass`: what the warm-up estimates $M^{-1}$ as: `"dense"`, the covariance;
       `"diagonal"`, squares of spreads, for hundreds of dimensions and more;
-      `"identity"`, nothing. But for the last, the unit of time is then such that the
-      slowest direction, by the largest eigenvalue of what is left of the covariance,
-      has frequency one, so that `friction` and `spacing` mean the same for all
-      potentials.
+      `"identity"`, nothing; `"conditional"`, a covariance whose scales depend on the
+      position, see [`pathax.simulation.ConditionalScale`][], for hierarchies, where
+      spreads of some entries are themselves unknown: give a `tolerance` with it, unless
+      the potential is known to have that form. But for the identity, the unit of
+      time is then such that the slowest direction, by the largest eigenvalue of what is
+      left of the covariance, has frequency one, so that `friction` and `spacing` mean
+      the same for all potentials.
     - `warmup`: rounds before the first sample is kept, of two units of time (or of one
       `spacing` if steps are adaptive or the mass is the identity). Each begins with a
       new $M$, from positions and gradients of all chains. By default eight, and as many
@@ -127,7 +135,8 @@ def langevin(
 
     **Cost:** counted, see `gradients`. In time all chains wait for the one that takes
     the most steps to its next sample. A dense mass takes `d^2` operations a gradient,
-    and `d^3` a round.
+    and `d^3` a round; conditional scales twice as many a gradient, and a fit a round,
+    of seconds for tens of dimensions.
 
     **Precision:** noise and its time integrals are exact in float32 at every step. On a
     Gaussian the steps that the warm-up chooses leave variances 1% too small.
@@ -136,7 +145,8 @@ def langevin(
     underdamped Langevin MCMC, arXiv 2101.03446. Mass matrices by gradients: the
     minimizer of the Fisher divergence, as in A. Seyboldt, E. Carlson and B. Carpenter,
     Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence, arXiv
-    2603.18845. The estimate of the error is our own.
+    2603.18845. The estimate of the error and the fit of conditional scales, by the
+    same divergence, are our own.
 
     **Example:**
 
@@ -190,6 +200,7 @@ def langevin(
     lengths = [min(block, samples - i) for i in range(0, samples, block)]
     kept, by_sample = zip(*(run.advance(length) for length in lengths), strict=True)
     gradients = run.gradients - spent
+    found = run.coordinates.cast(initial.dtype)
     return LangevinSamples(
         samples=jnp.concatenate(kept, axis=1),
         warmup_samples=run.trace(),
@@ -197,7 +208,7 @@ def langevin(
         warmup_gradients=spent,
         rejected_gradients=run.rejected,
         gradients_by_sample=np.concatenate([run.by_round, *by_sample]),
-        scale=jnp.asarray(run.scale, initial.dtype),
+        scale=jnp.asarray(found.factor) if isinstance(found, Linear) else found,
         friction=friction,
         step=samples * spacing * chains / max(run.steps, 1),
         spacing=spacing,
@@ -229,10 +240,8 @@ def _check(
         raise ValueError(
             f"`spacing` and `friction` must be positive; got {spacing} and {friction}."
         )
-    if mass not in ("diagonal", "dense", "identity"):
-        raise ValueError(
-            f'`mass` must be "diagonal", "dense" or "identity"; got {mass!r}.'
-        )
+    if mass not in _MASSES:
+        raise ValueError(f"`mass` must be one of {', '.join(_MASSES)}; got {mass!r}.")
     if tolerance is not None and step is not None:
         raise ValueError(
             "Steps are either adaptive, with `tolerance=...`, or constant, with "
@@ -245,11 +254,11 @@ def _check(
 
 
 class _Run:
-    """Chains on their way, their scale, and what they have spent."""
+    """Chains on their way, their coordinates, and what they have spent."""
 
     def __init__(self, dynamics: Dynamics, initial: Array, keys: Any, dt: float):
         self.dynamics, self.keys, self.phase = dynamics, keys, 0
-        self.scale = np.ones(initial.shape[1])
+        self.coordinates: Coordinates = Linear(np.ones(initial.shape[1]))
         self.gradients = self.rejected = self.steps = 0
         self.dtype, self.dt, self.x = initial.dtype, dt, initial
         self.g = self._slopes()
@@ -266,12 +275,9 @@ class _Run:
         return self.keys(self.phase)
 
     def restart(self) -> None:
-        """Place the chains where they are, in units of `scale`, with new velocities."""
-        x = np.asarray(self.x, np.float64)
-        if self.scale.ndim == 1:
-            z, g = x / self.scale, self.g * self.scale
-        else:
-            z, g = np.linalg.solve(self.scale, x.T).T, self.g @ self.scale
+        """Place the chains where they are, in the coordinates, with new velocities."""
+        z = self.coordinates.to_z(np.asarray(self.x, np.float64))
+        g = self.coordinates.slopes_to_z(z, self.g)
         z, g = (jnp.asarray(part, self.dtype) for part in (z, g))
         draw = lambda key: jax.random.normal(key, z.shape[1:], z.dtype)
         v = jax.vmap(draw)(self._keys())
@@ -281,8 +287,7 @@ class _Run:
         """So many samples of each chain, `(chains, count, d)`, and the gradients of all
         chains up to each.
         """
-        scale = jnp.asarray(self.scale, self.dtype)
-        place = self.chains, self._keys(), scale
+        place = self.chains, self._keys(), self.coordinates.cast(self.dtype)
         try:
             found = self.dynamics.run(*place, jnp.asarray(count, jnp.int32))
             self.chains, x, spent = jax.block_until_ready(found)
@@ -302,16 +307,24 @@ class _Run:
         return x, before + sums[0]
 
     def adapt(self, mass: str) -> None:
-        """Take the scale from where the chains are, and were of late."""
+        """Take the coordinates from where the chains are, and were of late."""
         x = np.asarray(self.x, np.float64)
         self.places.append((x, self.g))
         wanted = math.ceil(_POINTS * x.shape[1] / len(x))
         last = self.places[-min(wanted, (len(self.places) + 1) // 2) :]
-        points = (np.concatenate(part) for part in zip(*last, strict=True))
-        self.scale = adapted(self.scale, *points, mass)
+        x, g = (np.concatenate(part) for part in zip(*last, strict=True))
+        before = self.coordinates
+        if mass == "conditional":
+            capacity = wanted * len(self.places[0][0])
+            known = before if isinstance(before, ConditionalScale) else None
+            if len(x) > 1:
+                self.coordinates = conditional(x, g, capacity, known)
+        elif isinstance(before, Linear):
+            factor = adapted(np.asarray(before.factor), x, g, mass)
+            self.coordinates = Linear(factor)
 
     def round(self, mass: str) -> None:
-        """Adapt the scale, and go on for one sample."""
+        """Adapt the coordinates, and go on for one sample."""
         self.adapt(mass)
         self.restart()
         self.advance(1)
@@ -331,24 +344,20 @@ class _Run:
         if not self.dynamics.keeps_gradients:
             self.g = self._slopes()
             return
-        g = np.asarray(self.chains.g, np.float64)
-        if self.scale.ndim == 1:
-            self.g = g / self.scale
-        else:
-            self.g = np.linalg.solve(self.scale.T, g.T).T
+        z, g = (np.asarray(part, np.float64) for part in (self.chains.z, self.chains.g))
+        self.g = self.coordinates.slopes_to_x(z, g)
 
     def fitting_step(self) -> float:
-        """The step whose error is `_AIM` where the chains are, by trials on some."""
+        """The step of the error to aim at where the chains are, by trials on some."""
+        aim = _AIM if isinstance(self.coordinates, Linear) else _CAUTIOUS
         some = jax.tree.map(lambda x: x[:_TRIED], self.chains)
-        scale, dt = jnp.asarray(self.scale, self.dtype), 1.0
+        of, dt = self.coordinates.cast(self.dtype), 1.0
         for _ in range(4):
             step = jnp.asarray(dt, self.dtype)
-            errors, made = self.dynamics.errors(
-                some, self._keys()[:_TRIED], scale, step
-            )
+            errors, made = self.dynamics.errors(some, self._keys()[:_TRIED], of, step)
             self.gradients += int(np.asarray(made, np.int64).sum())
             error = float(jnp.sqrt(jnp.mean(errors**2)))
-            factor = (_AIM / max(error, 1e-12)) ** (1 / 3.5)
+            factor = (aim / max(error, 1e-12)) ** (1 / 3.5)
             if not math.isfinite(factor):
                 factor = 0.25
             longest = self.dynamics.spacing  # that there is noise for
