@@ -16,7 +16,7 @@ from ._targets import HIERARCHIES, TARGETS, Target
 WARMUP = 300  # of NUTS; that of ours is a default
 
 # No one mass fits a hierarchy. The funnel's scales are of the form that conditional
-# ones can take; those of the schools saturate, which leaves something to adaptive steps.
+# ones can take; those of the schools saturate, which leaves something to the steps.
 CONDITIONAL: dict[str, Any] = {"mass": "conditional", "tolerance": 0.1}
 # Without them the neck of a funnel asks for very short steps now and then.
 ONE_MASS: dict[str, Any] = {

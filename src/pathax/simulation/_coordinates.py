@@ -85,17 +85,16 @@ class ConditionalScale(eqx.Module):
     **Example:** a funnel of two entries, the second of which rules the first.
 
     ```python
-    >>> import numpy as np
+    >>> import jax.numpy as jnp
     >>> import pathax as px
-    >>> none = np.zeros((2, 2))
     >>> of = px.simulation.ConditionalScale(
-    ...     order=np.array([1, 0]),
-    ...     centre=np.zeros(2),
-    ...     shift=none,
-    ...     log_scale=np.log([3.0, 1.0]),
-    ...     rates=np.array([[0.0, 0.0], [1.5, 0.0]]),
+    ...     order=jnp.array([1, 0]),
+    ...     centre=jnp.zeros(2),
+    ...     shift=jnp.zeros((2, 2)),
+    ...     log_scale=jnp.log(jnp.array([3.0, 1.0])),
+    ...     rates=jnp.array([[0.0, 0.0], [1.5, 0.0]]),
     ... )
-    >>> [round(float(x), 3) for x in of.to_x(np.array([1.0, 1.0]))]
+    >>> [round(float(x), 3) for x in of.to_x(jnp.array([1.0, 1.0]))]
     [4.482, 3.0]
 
     ```
