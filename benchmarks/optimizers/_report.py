@@ -1,6 +1,7 @@
 """The optimizers' tables and plots."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +298,8 @@ def _race_table(results: Results, task: str) -> str:
         if not name.startswith(prefix):
             continue
         method, found = name.removeprefix(prefix), record["figures"]
-        order = (found["time"] is None, found["time"] or found["best"])
+        # What is no number is stored as text.
+        order = (found["time"] is None, float(found["time"] or found["best"]))
         rows.append((order, _race_row(method, found, ratios.get(method))))
     head = ["method", "time over AdamW", "time", "steps", "reached", "step", "chosen"]
     return table(head, [row for _, row in sorted(rows, key=lambda r: r[0])])
@@ -308,7 +310,9 @@ def _race_row(method: str, found: dict[str, Any], ratio: float | None) -> list[s
     text = ", ".join(f"{k} {number(v, 2)}" for k, v in chosen.items() if v is not None)
     reached = f"{found['reached']} of {found['seeds']}"
     if found["time"] is None:
-        left = f"best {number(found['best'], 2)}"
+        left = "no number left"
+        if math.isfinite(float(found["best"])):
+            left = f"best {number(found['best'], 2)}"
         return [method, "–", "–", "–", f"{reached}, {left}", "–", text]
     low, high = found["time range"]
     return [

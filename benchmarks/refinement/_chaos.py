@@ -32,7 +32,7 @@ STEP = 0.25  # of ETDRK4; see the error of the frames it makes
 GOOD = 1.15  # misfit over the noise of a fit that found the flow
 # Starts along one long trajectory. The settings of `infer` were chosen on the first
 # forty, which are not among those that are measured.
-FIRST, SEEDS, BESIDE = 100, 40, 10
+FIRST, SEEDS, BESIDE = 100, 160, 10
 
 
 class Study:

@@ -31,20 +31,19 @@ class _Points:
         """The loss, infinite if it is no number, and the map where it is least."""
         order = np.asarray(start.order)
         scale = self.scale[order]
-        points = (part[:, order] for part in self.padded)
-        found, loss = _fit(
-            tuple(
-                jnp.asarray(part, jnp.float32)
-                for part in (
-                    start.centre / scale,
-                    start.shift / scale[:, None],
-                    start.log_scale - np.log(scale),
-                    start.rates,
-                )
-            ),
-            *(jnp.asarray(part, jnp.float32) for part in (*points, self.weights)),
-            jnp.asarray(self.pull, jnp.float32),
+        points = [part[:, order] for part in self.padded]
+        begin = (
+            start.centre / scale,
+            start.shift / scale[:, None],
+            start.log_scale - np.log(scale),
+            start.rates,
         )
+        dtype = jnp.result_type(float)
+        begin, points, weights, pull = jax.tree.map(
+            lambda part: jnp.asarray(part, dtype),
+            (begin, points, self.weights, self.pull),
+        )
+        found, loss = _fit(begin, *points, weights, pull)
         parts = (np.asarray(part, np.float64) for part in found)
         centre, shift, log_scale, rates = parts
         found = ConditionalScale(
@@ -126,7 +125,7 @@ def _residual(
 
 @jax.jit
 def _fit(start, u, g, weights, pull) -> tuple[Any, Array]:
-    lower = np.tril(np.ones((u.shape[1], u.shape[1]), np.float32), -1)
+    lower = jnp.tril(jnp.ones_like(pull, shape=(u.shape[1], u.shape[1])), -1)
 
     def loss(parameters):
         centre, shift, log_scale, rates = parameters
