@@ -22,7 +22,7 @@ DEGREE = 10
 RATES = (1e-2, 3e-3, 1e-3, 3e-4)  # of Adam
 TESTS = 8
 FULL = {"training": 32, "steps": 300}
-FAST = {"training": 16, "steps": 120}
+FAST = {"training": 24, "steps": 220}
 
 
 # The main effect ----------------------------------------------------------------------
