@@ -26,6 +26,21 @@ def test_version_has_a_single_source():
     assert f"\nversion: {px.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_examples_have_what_they_need():
+    """Parts of the package that ask for an extra, where an example uses them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    given = " ".join(project["optional-dependencies"]["examples"])
+    needs = {"diagnose(": "pathax[samples]", "Checkpoints(": "pathax[train]"}
+    used = {
+        extra
+        for file in (ROOT / "examples").glob("*.py")
+        for part, extra in needs.items()
+        if part in file.read_text()
+    }
+    assert used, "no example draws samples any more: drop this test"
+    assert all(extra in given for extra in used), used
+
+
 def test_ships_its_types():
     assert importlib.resources.files("pathax").joinpath("py.typed").is_file()
 
